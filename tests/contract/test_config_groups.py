@@ -1,0 +1,69 @@
+"""Every YAML of every group lists every argument of its target, and no Python default hides a number."""
+
+import importlib
+import inspect
+import typing
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from uqbench import config
+from uqbench.annotations import is_plain
+from uqbench.cli import open_hydra
+from uqbench.overrides import Request
+
+CONF = Path(config.__file__).parents[1] / "conf"
+OPTIONS = [path for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in ("experiment", "hydra")]
+EXPERIMENTS = sorted(CONF.glob("experiment/*.yaml"))
+
+
+def label(path: Path) -> str:
+    return f"{path.parent.name}={path.stem}"
+
+
+def nodes(tree: DictConfig) -> list[DictConfig]:
+    """A node with a target and those below it."""
+    children = [tree._get_node(key) for key in tree]
+    return [tree, *(node for child in children if isinstance(child, DictConfig) for node in nodes(child))]
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=label)
+def test_option_lists_exactly_the_arguments_of_its_target(path):
+    tree = OmegaConf.load(path)
+    assert "_target_" in tree, "every option names its target"
+    for node in nodes(tree):
+        if "_target_" not in node:
+            continue
+        target = config.locate(node._target_)
+        parameters, hints, open_ended = config.signature(target)
+        keys = {str(key) for key in node} - {"_target_"}
+        from_yaml = {name for name in parameters if is_plain(hints.get(name, object))}
+        assert not open_ended, f"{node._target_} takes **kwargs, so that its YAML cannot be checked"
+        assert from_yaml <= keys, f"arguments missing from the YAML: {from_yaml - keys}"
+        assert keys <= set(parameters), f"keys that are no arguments: {keys - set(parameters)}"
+        assert keys <= set(hints), f"arguments without a type: {keys - set(hints)}"
+        if node._target_.startswith("uqbench."):
+            defaults = [name for name in keys if parameters[name].default is not inspect.Parameter.empty]
+            assert defaults == [], "defaults belong in the YAML alone"
+
+
+def skeleton_of(command: str) -> type:
+    """The types of a command's top-level keys."""
+    return getattr(importlib.import_module(f"uqbench.commands.{command}"), "Skeleton", config.Skeleton)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_command_declares_the_types_of_its_keys(path):
+    keys = {key for key in OmegaConf.load(path) if key not in ("defaults", "hydra")}
+    skeleton = config.Skeleton if path.stem == "base" else skeleton_of(path.stem)
+    assert keys <= typing.get_type_hints(skeleton).keys()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=label)
+def test_experiment_only_overrides(path):
+    """Composing and checking `train` with it finds every key that the experiment would add."""
+    assert path.read_text().startswith("# @package _global_")
+    with open_hydra("train", None) as hydra:
+        [job] = Request(hydra.config_loader, "train", [f"experiment={path.stem}"], False).jobs(skeleton_of("train"))
+    assert config.digest(job.config)

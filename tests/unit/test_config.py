@@ -1,0 +1,227 @@
+"""Annotations, trusted construction, validation and the digest."""
+
+import sys
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import pytest
+from omegaconf import OmegaConf
+
+from uqbench import config
+from uqbench.annotations import Supplied, describe, is_plain, matches
+from uqbench.errors import ConfigError
+
+FITS = [
+    (1, int, True), (True, int, False), (1.0, int, False), ("1", int, False), (None, int, False),
+    (1, float, True), (0.5, float, True), (True, float, False), (float("nan"), float, False),
+    (float("inf"), float, True),
+    (True, bool, True), (1, bool, False), ("x", str, True), (1, str, False),
+    (None, int | None, True), (None, Optional[int], True), ("x", int | None, False),  # noqa: UP045
+    ("a", Literal["a", "b"], True), ("c", Literal["a", "b"], False), (True, Literal[1], False),
+    ([1, 2], list[int], True), ([1, "x"], list[int], False), (1, list[int], False), ([], list, True),
+    ([0.9, 1], tuple[float, float], True), ([0.9], tuple[float, float], False), ([1, 2, 3], tuple[int, ...], True),
+    ("ab", Sequence[str], False), ([1], Iterable[int], True),
+    ({"H": -1.0}, dict[str, float], True), ({"H": "x"}, Mapping[str, float], False),
+    ("a/b", Path, True), (1, Path, False), (1, Any, True), (2, Annotated[int, "even"], True),
+    ({"_target_": "x.Y"}, Path, True), ({"_target_": "x.Y"}, int, False), (3, types.SimpleNamespace, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "kind", "fits"), FITS)
+def test_matches(value, kind, fits):
+    assert matches(value, kind) is fits
+
+
+def test_describe_and_is_plain():
+    assert describe(int | None) == "an integer or null"
+    assert describe(tuple[float, float]) == "a list (a number, a number)"
+    assert describe(Literal["a", 2]) == "'a' or 2"
+    assert describe(float | types.SimpleNamespace) == "a number"
+    assert describe(int | float | None) == "a number or null"
+    assert is_plain(list[int]) and is_plain(str | None)
+    assert not is_plain(types.SimpleNamespace) and not is_plain(Supplied[int]) and not is_plain(object)
+
+
+class Inner:
+    def __init__(self, *, size: int):
+        self.size = size
+
+
+class Outer:
+    def __init__(self, data: types.ModuleType, *, inner: Inner, rates: list[float], count: Supplied[int], seed: int):
+        self.data, self.inner, self.rates, self.count, self.seed = data, inner, rates, count, seed
+
+
+class Forward:
+    def __init__(self, *, other: "Unimportable", n: int):  # noqa: F821
+        self.other, self.n = other, n
+
+
+def refuse(*, size: int):
+    raise ConfigError(f"size {size} is too small")
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", module := types.ModuleType("mine"))
+    for thing in (Inner, Outer, Forward, refuse):
+        monkeypatch.setattr(thing, "__module__", "mine")
+        setattr(module, thing.__name__, thing)
+    module.os, module.value = __import__("os"), 3
+    monkeypatch.setenv("UQBENCH_TRUSTED", "mine, other.*")
+
+
+OUTER = {
+    "_target_": "mine.Outer",
+    "inner": {"_target_": "mine.Inner", "size": "${seed}"},
+    "rates": [0.5, 1],
+    "seed": "${seed}",
+}
+
+
+def tree(**changes) -> Any:
+    return OmegaConf.create({"seed": 3, "model": OUTER | changes})
+
+
+def test_build_recurses_resolves_and_takes_extras():
+    built = config.build(tree().model, data=types, count=5)
+    assert (built.data, built.count, built.inner.size, built.rates, built.seed) == (types, 5, 3, [0.5, 1], 3)
+    assert config.build(tree().model, data=types, count=5, seed=8).seed == 8
+
+
+def test_build_errors_name_their_place():
+    with pytest.raises(ConfigError, match="model.count: missing; mine.Outer needs it"):
+        config.build(tree().model, data=types)
+    with pytest.raises(ConfigError, match="model.inner.sice: mine.Inner takes no such argument; did you mean 'size'"):
+        config.build(tree(inner={"_target_": "mine.Inner", "sice": 1}).model, data=types, count=1)
+    with pytest.raises(ConfigError, match=r"^size 1 is too small$"):
+        config.build(OmegaConf.create({"_target_": "mine.refuse", "size": 1}))
+    with pytest.raises(ConfigError, match=r"size: no value given; add size=\.\.\."):
+        config.build(OmegaConf.create({"_target_": "mine.Inner", "size": "???"}))
+    with pytest.raises(ConfigError, match="has no _target_"):
+        config.build(OmegaConf.create({"size": 1}))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("os.system", "'os.system' is not trusted"),
+        ("mine.os.system", r"really (posix|nt)\.system"),
+        ("uqbench.config.importlib.import_module", "is not trusted"),
+        ("mineral.x", "is not trusted"),
+        ("mine.value", "is not trusted"),  # an instance has no name of its own
+        ("mine.Iner", "mine has no 'Iner'; did you mean 'Inner'?"),
+        ("other.thing.X", "no module 'other'"),
+        ("uqbench.nothing.X", "uqbench has no 'nothing'"),
+        ("mine", "expected the dotted name"),
+        ("mine..Inner", "expected the dotted name"),
+        (3, "expected the dotted name"),
+    ],
+)
+def test_locate_refuses(target, message):
+    with pytest.raises(ConfigError, match=message):
+        config.locate(target)
+
+
+def test_untrusted_module_is_never_imported(tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="not trusted"):
+        config.locate("trap.Thing")
+
+
+def test_module_that_needs_something_absent(tmp_path, monkeypatch):
+    (tmp_path / "other.py").write_text("import not_installed_anywhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="cannot import other: No module named 'not_installed_anywhere'"):
+        config.locate("other.Thing")
+
+
+class Small:
+    seed: int
+
+
+def problems(cfg) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.validate(cfg, Small)
+    return str(caught.value).splitlines()
+
+
+def test_validate_accepts_what_code_will_supply():
+    config.validate(tree(), Small)
+    config.validate(OmegaConf.create({"seed": 1, "f": {"_target_": "mine.Forward", "n": 2}}), Small)
+
+
+def test_validate_collects_everything():
+    inner = {"_target_": "mine.Inner", "size": "x", "more": 1}
+    cfg = tree(inner=inner, rates=[1, "y"], list=[{"_target_": "os.system"}])
+    cfg.seed = "zero"
+    del cfg.model["seed"]
+    assert problems(cfg) == [
+        "seed: expected an integer, got 'zero'",
+        "model.list: mine.Outer takes no such argument",
+        "model.seed: missing; mine.Outer needs it",
+        "model.rates: expected a list (a number), got [1, 'y']",
+        "model.inner.more: mine.Inner takes no such argument",
+        "model.inner.size: expected an integer, got 'x'",
+        "model.list[0]._target_: 'os.system' is not trusted; allowed: uqbench.*, torch.optim.*, mine.*, other.*; "
+        "to add one set UQBENCH_TRUSTED",
+    ]
+    assert problems(OmegaConf.create({"sede": 1})) == ["seed: missing; did you mean 'sede'?"]
+
+
+def test_nearest():
+    known = ["training.lr", "training.epochs", "uq.members"]
+    assert config.nearest("trainning.lr", known) == "training.lr"
+    assert config.nearest("members", known) == "uq.members"
+    assert config.nearest("zzz", known) is None
+
+
+BASE = {
+    "seed": 0,
+    "outputs": "a",
+    "data_root": "b",
+    "dataset": {"data_root": "b", "cache": "c", "path": "p", "split": 1},
+    "training": {"lr": 0.001, "progress": True, "checkpoint_seconds": 60, "accelerator": "cpu", "levels": [1, None]},
+}
+IRRELEVANT = {"outputs", "data_root", "dataset.data_root", "dataset.cache"}
+IRRELEVANT |= {"training.progress", "training.checkpoint_seconds"}
+
+
+def digest(**changes) -> str:
+    cfg = OmegaConf.create(BASE)
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key, value)
+    return config.digest(cfg)
+
+
+def test_digest_covers_all_that_can_change_a_result_and_nothing_else():
+    leaves = [name for name in config.flatten(OmegaConf.create(BASE)) if name not in ("dataset", "training")]
+    assert set(leaves) > IRRELEVANT
+    for name in leaves:
+        changed = digest(**{name: "changed"}) != digest()
+        assert changed is (name not in IRRELEVANT), name
+    assert digest(new=None) != digest()
+
+
+def test_digest_is_by_value():
+    text = "{a: 1e-3, b: 2.0, c: '${a}', d: [x, 1]}"
+    same = "{d: [x, 1.0], c: 0.001, b: 2, a: 0.001}"
+    assert config.digest(OmegaConf.create(text)) == config.digest(OmegaConf.create(same))
+    assert config.digest(OmegaConf.create("{a: 1}")) != config.digest(OmegaConf.create("{a: '1'}"))
+    assert config.digest(OmegaConf.create("{a: 1}")) != config.digest(OmegaConf.create("{a: true}"))
+    # Fixed for good: an innocent change of the code must not rename everybody's runs.
+    expected = "01e8462897497f9a"
+    assert config.digest(OmegaConf.create(text))[:16] == expected
+    with pytest.raises(ConfigError):
+        config.digest(OmegaConf.create({"a": "???"}))
+
+
+def test_stored_config_has_the_same_digest(tmp_path):
+    numbers = [1e-5, 0.1 + 0.2, 1e300, -0.0, float("inf"), 3, True, None]
+    values = [*numbers, "1e-5", "null", "yes", "1_000", "a: b", "é", "${seed}"]
+    cfg = OmegaConf.create({"seed": 3, "values": values})
+    (tmp_path / "c.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    assert config.digest(OmegaConf.load(tmp_path / "c.yaml")) == config.digest(cfg)

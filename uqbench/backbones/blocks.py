@@ -1,0 +1,200 @@
+"""What the backbones share: parameters with a member axis, linear layers, radial bases, the cutoff.
+
+Features have atoms or edges on axis -2 and channels on axis -1. With `members` set, every parameter and feature has a
+leading member axis, so that one module computes a whole ensemble in batched matrix products.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uqbench.errors import ConfigError
+from uqbench.seeding import torch_generator
+
+
+class Initialiser:
+    """Draws initial parameters, one named random stream per ensemble member.
+
+    Member m of an ensemble draws the same numbers as a single model built with `first_member=m`.
+
+    Args:
+        seed: the run's seed.
+        members: length of the leading member axis, or None for a single model without that axis.
+        first_member: number of the first member's stream.
+    """
+
+    def __init__(self, seed: int, members: int | None, first_member: int = 0) -> None:
+        self.members = members
+        count = 1 if members is None else members
+        self._generators = [torch_generator(seed, "init", first_member + m) for m in range(count)]
+
+    def uniform(self, shape: tuple[int, ...], bound: float) -> nn.Parameter:
+        """Return a parameter ([members,] *shape) drawn from U(-bound, bound)."""
+        return self._stack([(torch.rand(shape, generator=g) * 2 - 1) * bound for g in self._generators])
+
+    def normal(self, shape: tuple[int, ...], std: float) -> nn.Parameter:
+        """Return a parameter ([members,] *shape) drawn from N(0, std²)."""
+        return self._stack([torch.randn(shape, generator=g) * std for g in self._generators])
+
+    def zeros(self, shape: tuple[int, ...]) -> nn.Parameter:
+        """Return a parameter ([members,] *shape) of zeros."""
+        return self._stack([torch.zeros(shape) for _ in self._generators])
+
+    def _stack(self, draws: list[Tensor]) -> nn.Parameter:
+        return nn.Parameter(draws[0] if self.members is None else torch.stack(draws))
+
+
+class Linear(nn.Module):
+    """Affine map on the last axis, (..., N, n_in) -> (..., N, n_out), Glorot-uniform with zero bias."""
+
+    def __init__(self, n_in: int, n_out: int, init: Initialiser, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = init.uniform((n_in, n_out), math.sqrt(6 / (n_in + n_out)))
+        self.bias = init.zeros((n_out,)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is None:
+            return x @ self.weight
+        if self.weight.dim() == 2:
+            return F.linear(x, self.weight.mT, self.bias)
+        return torch.baddbmm(self.bias.unsqueeze(-2), x, self.weight)
+
+
+class MLP(nn.Module):
+    """Linear layers of the given widths with the activation between them, (..., N, widths[0]) -> (..., N, widths[-1])."""
+
+    def __init__(self, widths: list[int], activation: Callable[[Tensor], Tensor], init: Initialiser) -> None:
+        super().__init__()
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.layers = nn.ModuleList([Linear(n_in, n_out, init) for n_in, n_out in pairs])
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        return self.layers[-1](x)
+
+
+class Embedding(nn.Module):
+    """One trainable vector per element, (N,) species index -> ([members,] N, features)."""
+
+    def __init__(self, n_species: int, features: int, init: Initialiser) -> None:
+        super().__init__()
+        self.weight = init.normal((n_species, features), 1.0)
+
+    def forward(self, species: Tensor) -> Tensor:
+        return self.weight.index_select(-2, species)
+
+
+def shifted_softplus(x: Tensor) -> Tensor:
+    """Return ln(1 + e^x) - ln 2, which is smooth and zero at zero."""
+    return F.softplus(x) - math.log(2.0)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "shifted_softplus": shifted_softplus}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """Return the activation of that name; raises ConfigError for an unknown one."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"unknown activation '{name}'; choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
+    """Return (1 + cos(π r / r_c)) / 2 inside the cutoff and 0 outside."""
+    return 0.5 * (torch.cos(distance * (math.pi / cutoff)) + 1.0) * (distance < cutoff)
+
+
+class BesselBasis(nn.Module):
+    """sin(n π r / r_c) / r for n = 1..size, (..., E) -> (..., E, size).
+
+    Source: Gasteiger, Groß, Günnemann, ICLR 2020 (arXiv:2003.03123), eq. 7, without its constant prefactor, as in
+    Schütt, Unke, Gastegger 2021.
+    """
+
+    def __init__(self, size: int, cutoff: float) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.arange(1, size + 1) * (math.pi / cutoff), persistent=False)
+
+    def forward(self, distance: Tensor) -> Tensor:
+        return torch.sin(distance.unsqueeze(-1) * self.frequencies) / distance.unsqueeze(-1)
+
+
+class GaussianBasis(nn.Module):
+    """exp(-(r - r_k)² / (2 Δ²)) with `size` centres r_k spaced by Δ from 0 to the cutoff, (..., E) -> (..., E, size).
+
+    Source: Schütt et al., J. Chem. Phys. 148, 241722 (2018).
+    """
+
+    def __init__(self, size: int, cutoff: float) -> None:
+        super().__init__()
+        self.register_buffer("centres", torch.linspace(0, cutoff, size), persistent=False)
+        self.exponent = -0.5 * ((size - 1) / cutoff) ** 2
+
+    def forward(self, distance: Tensor) -> Tensor:
+        return torch.exp(self.exponent * (distance.unsqueeze(-1) - self.centres).square())
+
+
+RADIAL_BASES: dict[str, type[nn.Module]] = {"bessel": BesselBasis, "gaussian": GaussianBasis}
+
+
+def radial_basis(name: str, size: int, cutoff: float) -> nn.Module:
+    """Return the radial basis of that name; raises ConfigError for an unknown one or fewer than 2 functions."""
+    if name not in RADIAL_BASES:
+        raise ConfigError(f"unknown radial basis '{name}'; choose one of {', '.join(RADIAL_BASES)}")
+    if size < 2 or cutoff <= 0:
+        raise ConfigError(f"a radial basis needs at least 2 functions and a cutoff > 0, got {size} and {cutoff}")
+    return RADIAL_BASES[name](size, cutoff)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Geometry:
+    """Edge geometry of a batch, with the leading member axis where the positions have one.
+
+    Attributes:
+        distances: (..., E) Å.
+        directions: (..., E, 3) unit vectors from receiver to sender.
+        species: (N,) index of each atom's element in the model's list.
+        receivers, senders: (E,) atom indices, as in `Batch`.
+    """
+
+    distances: Tensor
+    directions: Tensor
+    species: Tensor
+    receivers: Tensor
+    senders: Tensor
+
+
+class FilterBasis(nn.Module):
+    """Radial basis times cutoff with a last column for the bias, (..., E) -> (..., E, size + 1).
+
+    A linear filter network f(r) = (W·basis(r) + b)·f_c(r) is then one matrix product with the stacked [W; b].
+    """
+
+    def __init__(self, name: str, size: int, cutoff: float) -> None:
+        super().__init__()
+        self.basis = radial_basis(name, size, cutoff)
+        self.cutoff = cutoff
+
+    def forward(self, distance: Tensor) -> Tensor:
+        envelope = cosine_cutoff(distance, self.cutoff).unsqueeze(-1)
+        return torch.cat([self.basis(distance) * envelope, envelope], dim=-1)
+
+
+class LinearFilter(nn.Module):
+    """Filter linear in the radial basis, (..., E, size + 1) from FilterBasis -> (..., E, n_out)."""
+
+    def __init__(self, size: int, n_out: int, init: Initialiser) -> None:
+        super().__init__()
+        self.weight = init.uniform((size, n_out), math.sqrt(6 / (size + n_out)))
+        self.bias = init.zeros((n_out,))
+
+    def forward(self, basis: Tensor) -> Tensor:
+        return basis @ torch.cat([self.weight, self.bias.unsqueeze(-2)], dim=-2)

@@ -1,0 +1,115 @@
+"""PaiNN: polarizable atom interaction network (Schütt, Unke, Gastegger, ICML 2021, arXiv:2102.03150)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from uqbench.annotations import Supplied
+from uqbench.backbones import blocks
+from uqbench.backbones.blocks import MLP, Embedding, FilterBasis, Geometry, Initialiser, Linear, LinearFilter
+from uqbench.backbones.messages import painn_message
+
+# Keeps the norm of a zero vector differentiable.
+EPSILON = 1e-8
+
+
+class PaiNN(nn.Module):
+    """Equivariant message passing with scalar features q (N, F) and vector features μ (N, 3, F).
+
+    Args:
+        features: channels F.
+        layers: interaction blocks.
+        radial_functions: size of the radial basis.
+        radial_basis: `bessel` or `gaussian`.
+        cutoff: Å.
+        activation: `silu` (the paper) or `shifted_softplus` (the study).
+        n_species: number of elements.
+        init: source of the initial parameters; sets the member axis.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: int,
+        layers: int,
+        radial_functions: int,
+        radial_basis: str,
+        cutoff: float,
+        activation: str,
+        n_species: Supplied[int],
+        init: Initialiser,
+    ) -> None:
+        super().__init__()
+        act = blocks.activation(activation)
+        self.features, self.cutoff = features, cutoff
+        self.embedding = Embedding(n_species, features, init)
+        self.basis = FilterBasis(radial_basis, radial_functions, cutoff)
+        self.interactions = nn.ModuleList(
+            [Interaction(features, radial_functions, act, init, first=k == 0) for k in range(layers)]
+        )
+        self.mixings = nn.ModuleList([Mixing(features, act, init, last=k == layers - 1) for k in range(layers)])
+
+    def forward(self, geometry: Geometry) -> Tensor:
+        """Return the latent features of each atom, ([members,] N, features)."""
+        basis = self.basis(geometry.distances)
+        q, mu = self.embedding(geometry.species), None
+        for interaction, mixing in zip(self.interactions, self.mixings, strict=True):
+            q, mu = interaction(q, mu, basis, geometry)
+            q, mu = mixing(q, mu)
+        return q
+
+
+class Interaction(nn.Module):
+    """Messages from the neighbours; μ is (..., N, 3F), or None in the first block where it is zero."""
+
+    def __init__(
+        self, features: int, radial_functions: int, act: Callable, init: Initialiser, *, first: bool
+    ) -> None:
+        super().__init__()
+        # The channels that act on μ have no effect while μ = 0.
+        width = (2 if first else 3) * features
+        self.filters = LinearFilter(radial_functions, width, init)
+        self.context = MLP([features, features, width], act, init)
+
+    def forward(self, q: Tensor, mu: Tensor | None, basis: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        f = q.shape[-1]
+        context = self.context(q)
+        if mu is None:
+            senders = context
+        else:
+            carried = context[..., 2 * f :].unsqueeze(-2) * mu.unflatten(-1, (3, f))
+            senders = torch.cat([context[..., : 2 * f], carried.flatten(-2)], dim=-1)
+        message = painn_message(
+            geometry.receivers,
+            geometry.senders,
+            geometry.directions.reshape(-1, 3),
+            self.filters(basis).flatten(0, -2),
+            senders.flatten(0, -2),
+        ).view(*q.shape[:-1], 4 * f)
+        delta_q, delta_mu = message.split([f, 3 * f], dim=-1)
+        return q + delta_q, delta_mu if mu is None else mu + delta_mu
+
+
+class Mixing(nn.Module):
+    """Exchange between the scalar and vector features of each atom; the last block leaves out the unused μ update."""
+
+    def __init__(self, features: int, act: Callable, init: Initialiser, *, last: bool) -> None:
+        super().__init__()
+        self.last = last
+        self.mix = Linear(features, 2 * features, init, bias=False)
+        self.context = MLP([2 * features, features, (2 if last else 3) * features], act, init)
+
+    def forward(self, q: Tensor, mu: Tensor) -> tuple[Tensor, Tensor | None]:
+        f = q.shape[-1]
+        # Rows of (N·3, F): one matrix product mixes the channels of all three components.
+        rows = mu.unflatten(-1, (3, f)).flatten(-3, -2)
+        v, w = self.mix(rows).unflatten(-2, (-1, 3)).split(f, dim=-1)
+        norm = (v.square().sum(-2) + EPSILON).sqrt()
+        context = self.context(torch.cat([q, norm], dim=-1))
+        q = q + context[..., :f] + context[..., f : 2 * f] * (v * w).sum(-2)
+        if self.last:
+            return q, None
+        return q, mu + (context[..., 2 * f :].unsqueeze(-2) * w).flatten(-2)

@@ -1,0 +1,74 @@
+"""SchNet: continuous-filter convolutions (Schütt et al., J. Chem. Phys. 148, 241722 (2018))."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from uqbench.annotations import Supplied
+from uqbench.backbones import blocks
+from uqbench.backbones.blocks import MLP, Embedding, Geometry, Initialiser, Linear
+from uqbench.backbones.messages import schnet_message
+
+
+class SchNet(nn.Module):
+    """Invariant message passing with scalar features (N, F).
+
+    Args:
+        features: channels F, also of the filters.
+        layers: interaction blocks.
+        radial_functions: size of the radial basis.
+        radial_basis: `gaussian` (the paper) or `bessel`.
+        cutoff: Å.
+        activation: `shifted_softplus` (the paper) or `silu`.
+        n_species: number of elements.
+        init: source of the initial parameters; sets the member axis.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: int,
+        layers: int,
+        radial_functions: int,
+        radial_basis: str,
+        cutoff: float,
+        activation: str,
+        n_species: Supplied[int],
+        init: Initialiser,
+    ) -> None:
+        super().__init__()
+        act = blocks.activation(activation)
+        self.features, self.cutoff = features, cutoff
+        self.embedding = Embedding(n_species, features, init)
+        self.basis = blocks.radial_basis(radial_basis, radial_functions, cutoff)
+        self.interactions = nn.ModuleList(
+            [Interaction(features, radial_functions, act, init) for _ in range(layers)]
+        )
+
+    def forward(self, geometry: Geometry) -> Tensor:
+        """Return the latent features of each atom, ([members,] N, features)."""
+        basis = self.basis(geometry.distances)
+        envelope = blocks.cosine_cutoff(geometry.distances, self.cutoff).unsqueeze(-1)
+        x = self.embedding(geometry.species)
+        for interaction in self.interactions:
+            x = x + interaction(x, basis, envelope, geometry)
+        return x
+
+
+class Interaction(nn.Module):
+    """One continuous-filter convolution with its atom-wise layers."""
+
+    def __init__(self, features: int, radial_functions: int, act: Callable, init: Initialiser) -> None:
+        super().__init__()
+        self.filters = MLP([radial_functions, features, features], act, init)
+        self.to_senders = Linear(features, features, init, bias=False)
+        self.update = MLP([features, features, features], act, init)
+
+    def forward(self, x: Tensor, basis: Tensor, envelope: Tensor, geometry: Geometry) -> Tensor:
+        filters = self.filters(basis) * envelope
+        message = schnet_message(
+            geometry.receivers, geometry.senders, filters.flatten(0, -2), self.to_senders(x).flatten(0, -2)
+        )
+        return self.update(message.view(x.shape))

@@ -1,0 +1,177 @@
+"""The `uqbench` program: finds the command, checks its overrides, runs it through Hydra, turns errors into exit codes.
+
+Every module in uqbench/commands is a command: its docstring's first line is the help line, `conf/<command>.yaml` its
+config, `run(cfg)` its entry and an optional class `Skeleton` the types of its top-level keys.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import uqbench.commands
+from uqbench.config import Skeleton, conf_dir, did_you_mean
+from uqbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+
+    from uqbench.overrides import Request
+
+USAGE = """\
+uqbench: benchmark uncertainty quantification for machine-learned interatomic potentials
+
+usage: uqbench COMMAND [group=option ...] [key=value ...]
+
+commands:
+{commands}
+
+uqbench COMMAND --help     groups, keys and flags of a command
+uqbench COMMAND -m ...     run every combination of comma-separated values
+uqbench --version          print the version
+uqbench --completion bash  print a completion script; in ~/.bashrc: eval "$(uqbench --completion bash)"
+                           (zsh: autoload -U +X bashcompinit && bashcompinit first)
+
+exit codes: 0 done, 1 failed, 2 bad input or run in use, 130 interrupted
+"""
+
+
+COMMAND_HELP = """\
+{line}
+
+usage: uqbench {command} [FLAGS] [group=option ...] [key=value ...]
+
+groups (* = in use):
+{groups}
+
+keys (all of them: uqbench {command} --cfg job):
+{keys}
+
+flags:
+  -m, --multirun        run every combination of comma-separated values
+  --cfg job             print the config instead of running (also: hydra, all); --resolve fills in interpolations
+  --package KEY         with --cfg, print only the part below KEY
+  --config-dir DIR      take further config files from DIR
+  --info defaults-tree  print where the config comes from (also: all, config, defaults, plugins, searchpath)
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    from uqbench.jobs import INTERRUPTED, report
+
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        print("uqbench: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return report(error)
+
+
+def commands() -> dict[str, str]:
+    """Name and help line of every command, read from the sources without importing them."""
+    found = {}
+    for module in pkgutil.iter_modules(uqbench.commands.__path__):
+        source = Path(module.module_finder.path, f"{module.name}.py").read_text()
+        found[module.name] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return found
+
+
+def _dispatch(argv: list[str]) -> int:
+    known = commands()
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE.format(commands="\n".join(f"  {name:<10} {line}" for name, line in known.items())), end="")
+        return 0
+    if argv[0] == "--version":
+        from uqbench import provenance
+
+        print(f"uqbench {provenance.version('uqbench') or 'not installed'}")
+        return 0
+    if argv[0] in ("--completion", "--complete"):
+        from uqbench import completion
+
+        return completion.main(argv, known)
+    if argv[0] not in known:
+        raise ConfigError(f"no command '{argv[0]}'{did_you_mean(argv[0], known)} (commands: {', '.join(known)})")
+    return _run_command(argv[0], known[argv[0]], argv[1:])
+
+
+def _run_command(command: str, line: str, argv: list[str]) -> int:
+    from uqbench import jobs
+    from uqbench.overrides import Request
+
+    flags = _parse_flags(command, argv)
+    with open_hydra(command, flags.config_dir) as hydra:
+        request = Request(hydra.config_loader, command, flags.overrides, flags.multirun)
+        if flags.help or flags.cfg or flags.info:
+            request.jobs(skeleton=None)
+            _show(hydra, request, flags, line)
+            return 0
+        skeleton = getattr(importlib.import_module(f"uqbench.commands.{command}"), "Skeleton", Skeleton)
+        planned = request.jobs(skeleton)
+        if flags.multirun:
+            return jobs.run_sweep(hydra, command, request.arguments, planned)
+        return hydra.run(command, jobs.run_job, request.arguments).return_value
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parse_flags(command: str, argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog=f"uqbench {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
+    parser.add_argument("-p", "--package")
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("-cd", "--config-dir")
+    parser.add_argument("-i", "--info", choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"])
+    parser.add_argument("overrides", nargs="*")
+    return parser.parse_intermixed_args(argv)
+
+
+def _show(hydra: "Hydra", request: "Request", flags: argparse.Namespace, line: str) -> None:
+    if flags.cfg:
+        hydra.show_cfg(request.command, request.arguments, flags.cfg, flags.package, flags.resolve)
+    elif flags.info:
+        hydra.show_info(flags.info, config_name=request.command, overrides=request.arguments)
+    else:
+        groups = []
+        for group, chosen in request.choices().items():
+            options = [f"{option}*" if option == chosen else option for option in request.options(group)]
+            groups.append(f"  {group:<12}{', '.join(options) or '(no options)'}")
+        keys = [f"  {key}={value}" for key, value in request.plain_keys().items()]
+        text = {"command": request.command, "line": line, "groups": "\n".join(groups), "keys": "\n".join(keys)}
+        print(COMMAND_HELP.format(**text), end="")
+
+
+@contextlib.contextmanager
+def open_hydra(command: str, config_dir: str | None) -> "Iterator[Hydra]":
+    """Hydra with the config tree and, behind it, a folder of the user's on its search path."""
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+
+    version.setbase("1.3")
+    search_path = create_config_search_path(str(conf_dir()))
+    if config_dir is not None:
+        if not os.path.isdir(config_dir):
+            raise ConfigError(f"--config-dir {config_dir}: no such folder")
+        folder = f"file://{os.path.abspath(config_dir)}"
+        search_path.prepend(provider="command-line", path=folder, anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2(task_name=command, config_search_path=search_path)
+    finally:
+        GlobalHydra.instance().clear()

@@ -1,0 +1,104 @@
+"""Score a finished run on any split of any data."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from uqbench.config import Skeleton as CommonSkeleton
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from uqbench.datasets.base import Dataset
+    from uqbench.rundir import Run, RunDir
+    from uqbench.structures import Structures
+
+WHOLE = "all"
+
+
+class Skeleton(CommonSkeleton):
+    """Top-level keys of this command."""
+
+    run: str
+    split: str
+
+
+def run(cfg: DictConfig) -> None:
+    """Predict the chosen frames with a run's model and calibration, and print the metric table.
+
+    `split=all` takes every frame of the data set. Without `dataset=` the run's own data and splits are used; they must
+    be the ones that it was trained with.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf, open_dict
+
+    from uqbench import config, rundir
+    from uqbench.checkpoints import BEST
+
+    source = rundir.read(cfg.run)
+    labels = dict(source.info["labels"])
+    own_data = cfg.dataset is None
+    if own_data:
+        with open_dict(source.config):
+            source.config.data_root = cfg.data_root or source.config.data_root
+        dataset = config.build(source.config.dataset)
+    else:
+        dataset = config.build(cfg.dataset)
+        labels |= {"dataset": str(HydraConfig.get().runtime.choices.dataset), "subset": dataset.subset}
+    # The weights, not the path to them, decide what an evaluation is of.
+    weights = hashlib.sha256((source.path / BEST).read_bytes()).hexdigest()
+    identity = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"source_sha256": weights})
+    place = labels | {"dataset": "-".join(filter(None, (labels["dataset"], labels["subset"])))}
+    del place["subset"]
+    with rundir.RunDir.open(root=cfg.outputs, command="evaluate", config=identity, **place) as opened:
+        if not opened.done:
+            _evaluate(opened, cfg, source, dataset, labels, own_data)
+        from uqbench.results.runs import show
+
+        show(opened)
+
+
+def _evaluate(
+    opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, labels: dict, own_data: bool
+) -> None:
+    from uqbench import config
+    from uqbench.allocator import tune
+    from uqbench.evaluation import CALIBRATION, Calibration
+    from uqbench.model import load_method
+    from uqbench.results.runs import write_metrics
+    from uqbench.training import device_of
+
+    tune()
+    evaluation = config.build(cfg.evaluation)
+    device = device_of(config.build(source.config.training))
+    chosen = _choose(source, dataset, cfg.split, own_data)
+    opened.update(device=device, labels=labels, source=str(source.path), data_sha256=chosen.sha256())
+    method = load_method(source)
+    with opened.stage("evaluate"):
+        calibration = Calibration.from_dict(source.read_json(CALIBRATION))
+        rows = evaluation.run(opened, method, chosen, cfg.split, calibration, device)
+    write_metrics(opened, rows, command="evaluate", split=cfg.split, labels=labels)
+    opened.finish()
+
+
+def _choose(source: Run, dataset: Dataset, split: str, own_data: bool) -> Structures:
+    """Return the frames of a split, or of the whole data set."""
+    import numpy as np
+
+    from uqbench.config import did_you_mean
+    from uqbench.errors import ConfigError, DataError
+
+    structures = dataset.load()
+    if own_data and structures.sha256() != source.info["data_sha256"]:
+        raise DataError(f"{structures.origin} is not the data that {source.path} was trained with; name it: dataset=...")
+    if split == WHOLE:
+        return structures
+    splits = source.read_json("splits.json") if own_data else dataset.split(structures)
+    if split not in splits:
+        raise ConfigError(
+            f"split: no split '{split}'{did_you_mean(split, splits)} (choose {', '.join(splits)} or {WHOLE})"
+        )
+    if len(splits[split]) == 0:
+        raise ConfigError(f"split: '{split}' of this data set is empty; take split={WHOLE} or another dataset size")
+    return structures[np.asarray(splits[split])]

@@ -1,0 +1,101 @@
+"""Train one model with its uncertainties, then score it on the test split."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from uqbench.datasets.base import Dataset
+    from uqbench.rundir import RunDir
+    from uqbench.structures import Splits, Structures
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> None:
+    """Bring the run of `cfg` to its end, from wherever it stands, and print its metric table."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from uqbench import config, rundir
+
+    choices = HydraConfig.get().runtime.choices
+    dataset = config.build(cfg.dataset)
+    labels = {
+        "dataset": str(choices.dataset),
+        "subset": dataset.subset,
+        "backbone": str(choices.backbone),
+        "uq": str(choices.uq),
+        "seed": cfg.seed,
+    }
+    place = labels | {"dataset": "-".join(filter(None, (labels["dataset"], labels["subset"])))}
+    del place["subset"]
+    with rundir.RunDir.open(root=cfg.outputs, command="train", config=cfg, **place) as opened:
+        if not opened.done:
+            _train(opened, cfg, dataset, labels)
+        from uqbench.results.runs import show
+
+        show(opened)
+
+
+def _train(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, Any]) -> None:
+    from uqbench import config
+    from uqbench.allocator import tune
+    from uqbench.checkpoints import BEST, load_best
+    from uqbench.evaluation import CALIBRATION, cost_rows
+    from uqbench.model import build_method, n_parameters
+    from uqbench.potential import Normalisation
+    from uqbench.results.runs import write_metrics
+    from uqbench.training import device_of, train
+
+    tune()
+    settings, evaluation = config.build(cfg.training), config.build(cfg.evaluation)
+    device = device_of(settings)
+    structures, splits = _load(opened, dataset)
+    parts = {name: structures[frames] for name, frames in splits.items()}
+    opened.update(device=device, labels=labels)
+
+    method = build_method(cfg, Normalisation.fit(parts["train"]))
+    with opened.stage("train"):
+        train(method, parts["train"], parts["validation"], settings, cfg.seed, opened.path)
+    with opened.stage("fit"):
+        best = load_best(opened.path, method.to(settings.dtype))
+        method.to(device).eval().fit(parts["train"], evaluation.batch_size)
+        opened.save_checkpoint(BEST, best | {"method": {k: v.cpu() for k, v in method.state_dict().items()}})
+    with opened.stage("evaluate"):
+        calibration = evaluation.calibrate(opened, method, parts["validation"], device)
+        opened.write_json(CALIBRATION, calibration.to_dict())
+        rows = evaluation.run(opened, method, parts["test"], "test", calibration, device)
+        rows += cost_rows(
+            training_time=(opened.info["seconds"]["train"], "s"),
+            parameters=(n_parameters(method), "1"),
+        )
+    write_metrics(opened, rows, command="train", split="test", labels=labels)
+    opened.finish()
+
+
+def _load(opened: RunDir, dataset: Dataset) -> tuple[Structures, Splits]:
+    """Load and split the data, record both in the run, and refuse data that changed since the run began."""
+    from uqbench.errors import DataError
+    from uqbench.structures import check_splits, duplicates_across
+
+    structures = dataset.load()
+    sha256 = structures.sha256()
+    if opened.info["data_sha256"] not in (None, sha256):
+        raise DataError(
+            f"{structures.origin} has changed since {opened.path} was started; restore the file or delete the run"
+        )
+    splits = dataset.split(structures)
+    check_splits(splits, len(structures))
+    shared = duplicates_across(structures, splits)
+    if shared:
+        name, frame, other, twin = shared[0]
+        log.warning(
+            "%d geometries stand in more than one split, such as frame %d (%s) and %d (%s): the test is not independent",
+            len(shared), structures.ids[frame], name, structures.ids[twin], other,
+        )  # fmt: skip
+    opened.update(data_sha256=sha256, data_origin=structures.origin, duplicates_across_splits=len(shared))
+    opened.write_json("splits.json", {name: frames.tolist() for name, frames in splits.items()})
+    return structures, splits

@@ -1,0 +1,298 @@
+"""Configuration: typed checks with all errors at once, trusted construction, and the digest that names a run."""
+
+import contextlib
+import difflib
+import fnmatch
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from uqbench.annotations import describe, is_plain, matches
+from uqbench.errors import ConfigError
+
+# What a `_target_` may name. Only the environment adds to it: a config that could extend its own trust would have none.
+TRUSTED = ("uqbench", "torch.optim")
+TRUSTED_VARIABLE = "UQBENCH_TRUSTED"
+
+# Keys that cannot change a result and so stay out of the digest; shell patterns on dotted names.
+UNDIGESTED = (
+    "outputs",
+    "data_root",
+    "*.data_root",
+    "*.cache",
+    "training.progress",
+    "training.checkpoint_seconds",
+    "hydra",
+    "run",  # of evaluate: the path; the weights found there are part of the digest
+)
+
+
+class Skeleton:
+    """Types of the top-level keys that every command shares; a command module may extend it as its own `Skeleton`."""
+
+    command: str
+    seed: int
+    outputs: str
+    data_root: str | None
+
+
+def conf_dir() -> Path:
+    """Folder of the YAML tree: beside the package in a checkout, inside it when installed from a wheel."""
+    package = Path(__file__).parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"the configuration files are missing from {package}; install uqbench again")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of the known names, or nothing when none is near."""
+    match = nearest(word, known)
+    return f"; did you mean '{match}'?" if match else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known dotted name that is spelled most like `word`, also when only its leading part was left out."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    suffixes = [name for name in known if name.endswith(f".{word}")]
+    return next(iter(near + suffixes), None)
+
+
+def flatten(node: Container, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all nodes and values under `node`, parents first."""
+    keys = range(len(node)) if isinstance(node, ListConfig) else node.keys()
+    for key in keys:
+        yield (path := f"{prefix}{key}")
+        child = node._get_node(key)  # unresolved: a name exists whether or not its value can be computed
+        if isinstance(child, Container) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
+            yield from flatten(child, f"{path}.")
+
+
+# ---------------------------------------------------------------------------------------------------- trust
+
+
+def locate(target: Any, path: str = "_target_") -> Any:
+    """The class or function that a `_target_` names.
+
+    The name is checked before anything is imported, and the object found once more by its own module and qualified
+    name, so that `uqbench.x.os.system` is refused. Raises ConfigError.
+    """
+    if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target):
+        raise ConfigError(f"{path}: expected the dotted name of a class or function, got {target!r}")
+    _require_trusted(target, target, path)
+    parts = target.split(".")
+    found = _import(parts[0], path)
+    if found is None:
+        raise ConfigError(f"{path}: no module '{parts[0]}'; is it installed?")
+    for i, part in enumerate(parts[1:], start=1):
+        if not hasattr(found, part) and isinstance(found, types.ModuleType):
+            _import(".".join(parts[: i + 1]), path)
+        if not hasattr(found, part):
+            raise ConfigError(f"{path}: {'.'.join(parts[:i])} has no '{part}'{did_you_mean(part, dir(found))}")
+        found = getattr(found, part)
+    own_name = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', None)}"
+    _require_trusted(own_name, target, path)
+    if not callable(found):
+        raise ConfigError(f"{path}: {target} is not a class or function")
+    return found
+
+
+def _import(name: str, path: str) -> types.ModuleType | None:
+    """The module, or None when there is none; ConfigError when something that it needs is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if error.name == name:
+            return None
+        raise ConfigError(f"{path}: cannot import {name}: {error}") from error
+
+
+def _require_trusted(name: str, target: str, path: str) -> None:
+    extra = [prefix.removesuffix(".*") for prefix in re.split(r"[:,\s]+", os.environ.get(TRUSTED_VARIABLE, ""))]
+    trusted = [*TRUSTED, *filter(None, extra)]
+    if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in trusted):
+        allowed = ", ".join(f"{prefix}.*" for prefix in trusted)
+        what = f"'{target}'" if name == target else f"'{target}' (really {name})"
+        raise ConfigError(f"{path}: {what} is not trusted; allowed: {allowed}; to add one set {TRUSTED_VARIABLE}")
+
+
+def signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any], bool]:
+    """Named parameters of a target, their resolved type annotations, and whether it takes any other keyword."""
+    parameters = inspect.signature(target).parameters.values()
+    function = inspect.unwrap(target.__init__ if isinstance(target, type) else target)
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    hints = {}
+    for name, parameter in named.items():
+        holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+        with contextlib.suppress(NameError):  # a name imported for type checkers only: no plain type, not checked
+            if parameter.annotation is not parameter.empty:
+                hints |= typing.get_type_hints(holder, getattr(function, "__globals__", {}), include_extras=True)
+    return named, hints, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def build(node: DictConfig, **extras: Any) -> Any:
+    """Construct the trusted object that a node describes, nested nodes first; `extras` add or replace arguments.
+
+    Raises ConfigError for an untrusted target, unknown or missing arguments, and passes on what constructors raise.
+    """
+    return _construct(node, node._get_full_key(None), extras)
+
+
+def _construct(node: Any, path: str, extras: Mapping[str, Any]) -> Any:
+    if isinstance(node, ListConfig):
+        return [_construct(item, f"{path}[{i}]", {}) for i, item in enumerate(node)]
+    if not isinstance(node, DictConfig):
+        return node
+    if "_target_" not in node:
+        if extras or not path:
+            raise ConfigError(f"{path or 'config'}: has no _target_ and cannot be built")
+        return {key: _construct(node[key], f"{path}.{key}", {}) for key in node}
+    errors = _value_errors(node, path)
+    if errors:
+        raise ConfigError("\n".join(errors))
+    target = locate(node._target_, f"{path}._target_")
+    arguments = {str(key): _construct(node[key], f"{path}.{key}", {}) for key in node if key != "_target_"} | extras
+    errors = _argument_errors(target, arguments, path, required=lambda _: True)
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return target(**arguments)
+
+
+# ---------------------------------------------------------------------------------------------------- checks
+
+
+def validate(cfg: DictConfig, skeleton: type = Skeleton) -> None:
+    """Check a composed config against the skeleton of its command and the signatures of its targets.
+
+    Raises one ConfigError with a line per error, each starting with the dotted path.
+    """
+    errors = _value_errors(cfg, "")
+    hints = typing.get_type_hints(skeleton)
+    errors += [f"{key}: missing{did_you_mean(key, map(str, cfg))}" for key in hints if key not in cfg]
+    errors += _type_errors(cfg, hints, "")
+    errors += _node_errors(cfg, "")
+    if errors:
+        raise ConfigError("\n".join(dict.fromkeys(errors)))
+
+
+def _value_errors(node: Container, prefix: str) -> list[str]:
+    """Values that were never given (`???`) and interpolations that lead nowhere."""
+    errors = []
+    for path, container, key in _entries(node, prefix):
+        if OmegaConf.is_missing(container, key):
+            errors.append(f"{path}: no value given; add {path}=...")
+            continue
+        try:
+            container[key]
+        except OmegaConfBaseException as error:
+            errors.append(f"{path}: {str(error).splitlines()[0]}")
+    return errors
+
+
+def _entries(node: Container, prefix: str) -> Iterator[tuple[str, Container, Any]]:
+    """(dotted path, container, key) of every entry below a node."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        path = f"{prefix}[{key}]" if isinstance(node, ListConfig) else f"{prefix}.{key}".lstrip(".")
+        yield path, node, key
+        child = node._get_node(key)
+        if isinstance(child, Container) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
+            yield from _entries(child, path)
+
+
+def _node_errors(node: Container, prefix: str) -> list[str]:
+    """Errors of every node with a `_target_`, at any depth."""
+    errors = _target_errors(node, prefix) if isinstance(node, DictConfig) and "_target_" in node else []
+    for path, container, key in _entries(node, prefix):
+        child = container._get_node(key)
+        if isinstance(child, DictConfig) and "_target_" in child:
+            errors += _target_errors(child, path)
+    return errors
+
+
+def _target_errors(node: DictConfig, path: str) -> list[str]:
+    if node._get_node("_target_")._is_missing():
+        return []  # reported as a missing value
+    try:
+        target = locate(node._target_, f"{path}._target_")
+    except ConfigError as error:
+        return [str(error)]
+    _, hints, _ = signature(target)
+    keys = {str(key): None for key in node if key != "_target_"}
+    # Arguments that no YAML can express (tensors, other objects) are handed over in code, so build() checks them.
+    errors = _argument_errors(target, keys, path, required=lambda name: is_plain(hints.get(name, object)))
+    return errors + _type_errors(node, hints, path)
+
+
+def _argument_errors(target: Any, arguments: Mapping[str, Any], path: str, required: Callable[[str], bool]
+) -> list[str]:
+    parameters, _, open_ended = signature(target)
+    name = f"{target.__module__}.{target.__qualname__}"
+    errors = []
+    for key in arguments:
+        if key not in parameters and not open_ended:
+            errors.append(f"{path}.{key}: {name} takes no such argument{did_you_mean(key, parameters)}")
+    for key, parameter in parameters.items():
+        if key not in arguments and parameter.default is parameter.empty and required(key):
+            errors.append(f"{path}.{key}: missing; {name} needs it")
+    return errors
+
+
+def _type_errors(node: DictConfig, hints: Mapping[str, Any], path: str) -> list[str]:
+    errors = []
+    for key, kind in hints.items():
+        if key not in node or OmegaConf.is_missing(node, key):
+            continue
+        try:
+            value = node[key]
+            value = OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
+        except OmegaConfBaseException:
+            continue  # reported by _value_errors
+        if not matches(value, kind):
+            hint = ""
+            if typing.get_origin(kind) is typing.Literal and isinstance(value, str):
+                hint = did_you_mean(value, map(str, typing.get_args(kind)))
+            errors.append(f"{path}.{key}".lstrip(".") + f": expected {describe(kind)}, got {value!r}{hint}")
+    return errors
+
+
+# ---------------------------------------------------------------------------------------------------- digest
+
+
+def digest(cfg: DictConfig) -> str:
+    """SHA-256 (hex) over the canonical JSON of everything in the config that can change the result.
+
+    Numbers count by value (1e-3 is 0.001, 2.0 is 2); the keys in UNDIGESTED are left out. Raises ConfigError.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    text = json.dumps(_canonical(plain, ""), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: Any, path: str) -> Any:
+    if isinstance(value, dict):
+        named = [(str(key), f"{path}.{key}".lstrip("."), item) for key, item in value.items()]
+        return {
+            key: _canonical(item, name)
+            for key, name, item in named
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in UNDIGESTED)
+        }
+    if isinstance(value, list):
+        return [_canonical(item, f"{path}[]") for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value

@@ -1,0 +1,89 @@
+"""Any file that `ase.io.read` takes: extended XYZ, ASE trajectories and databases, VASP output and so on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ase import Atoms
+
+from uqbench.datasets.base import Dataset, Size, distinct, find_file, read_split_file, split_frames
+from uqbench.datasets.units import energy_factor, force_factor, length_factor
+from uqbench.errors import DataError
+from uqbench.structures import Splits, Structures
+
+
+class AseFile(Dataset):
+    """Frames of one file, with labels under the chosen keys.
+
+    `format` null lets ASE guess from the name; `index` is ASE's frame selection, ":" for all. `energy_key` names an
+    entry of `atoms.info` and `force_key` one of `atoms.arrays`; null, and the plain names `energy` and `forces`,
+    which ASE moves there while reading, take the label from the attached calculator. Forces are those in the file:
+    constraints, through which ASE would return zeros, are not applied. Paths are relative to `data_root`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        data_root: str | None,
+        format: str | None,
+        index: str | int,
+        energy_key: str | None,
+        force_key: str | None,
+        length_unit: str,
+        energy_unit: str,
+        force_unit: str,
+        deduplicate: bool,
+        n_train: Size,
+        n_validation: Size,
+        n_test: Size,
+        block: int,
+        split_seed: int,
+        split_file: str | None,
+    ) -> None:
+        self.path = path
+        self.data_root = data_root
+        self.format = format
+        self.index = str(index)
+        self.energy_key = energy_key
+        self.force_key = force_key
+        self.length = length_factor(length_unit)
+        self.energy = energy_factor(energy_unit)
+        self.force = force_factor(force_unit)
+        self.deduplicate = deduplicate
+        self.sizes = {"train": n_train, "validation": n_validation, "test": n_test}
+        self.block = block
+        self.split_seed = split_seed
+        self.split_file = split_file
+        self.subset = Path(path).stem
+
+    def load(self) -> Structures:
+        path = find_file(self.path, self.data_root)
+        frames = self._read(path)
+        for atoms in frames:
+            # Lengths come first: the check for overlapping atoms needs Å.
+            atoms.set_cell(atoms.cell[:] * self.length, scale_atoms=False)
+            atoms.set_positions(atoms.positions * self.length, apply_constraint=False)
+        packed = Structures.from_atoms(frames, origin=str(path), energy_key=self.energy_key, force_key=self.force_key)
+        structures = dataclasses.replace(
+            packed, energies=packed.energies * self.energy, forces=packed.forces * self.force
+        )
+        return distinct(structures) if self.deduplicate else structures
+
+    def split(self, structures: Structures) -> Splits:
+        if self.split_file is not None:
+            return read_split_file(find_file(self.split_file, self.data_root), len(structures))
+        return split_frames(structures, self.sizes, self.block, self.split_seed)
+
+    def _read(self, path: Path) -> list[Atoms]:
+        import ase.io
+
+        try:
+            frames = ase.io.read(path, index=self.index, format=self.format)
+        except Exception as error:  # ASE's readers raise whatever their parsing stumbles over
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"{path}: ASE cannot read it as {self.format or 'the format that its name suggests'} ({reason}); "
+                "check the file, dataset.format and dataset.index"
+            ) from error
+        return [frames] if isinstance(frames, Atoms) else list(frames)

@@ -1,0 +1,33 @@
+"""Errors that the command line turns into one line and an exit code."""
+
+
+class UqbenchError(Exception):
+    """Base of all errors raised on purpose; the run failed although its input was accepted (exit code 1)."""
+
+    exit_code = 1
+
+
+class UserError(UqbenchError):
+    """The input is wrong; the message says what is wrong and what to do (exit code 2)."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A configuration or override that cannot be used."""
+
+
+class DataError(UserError):
+    """A data file that is missing, damaged or inconsistent."""
+
+
+class LockedError(UserError):
+    """A run directory that another process is using."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, foreign or damaged."""
+
+
+class TrainingError(UqbenchError):
+    """Training that cannot go on, such as a non-finite loss."""

@@ -1,0 +1,109 @@
+"""Running the jobs of a command: one, or all of a sweep, in this process or in those of a Hydra launcher."""
+
+import contextlib
+import importlib
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uqbench.errors import UqbenchError
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+    from omegaconf import DictConfig
+
+    from uqbench.overrides import Job
+
+INTERRUPTED = 130
+DEBUG_VARIABLE = "UQBENCH_DEBUG"
+
+
+def report(error: Exception) -> int:
+    """Print what went wrong, one line per error, and return the exit code."""
+    for line in explain(error):
+        print(f"uqbench: error: {line}", file=sys.stderr)
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error)
+    return getattr(error, "exit_code", 1)
+
+
+def explain(error: Exception) -> list[str]:
+    """The lines that tell a person what went wrong; for an unexpected error also where its traceback is."""
+    if isinstance(error, UqbenchError):
+        return str(error).splitlines() or [type(error).__name__]
+    logs = getattr(error, "__notes__", [])  # a run directory notes where it has put the traceback
+    where = f"traceback in {logs[-1]}" if logs else f"{DEBUG_VARIABLE}=1 shows the traceback"
+    return [f"{type(error).__name__}: {' '.join(str(error).split())} ({where})"]
+
+
+def run_job(cfg: "DictConfig") -> int:
+    """Run one job and return its exit code; errors are reported here, so that a sweep goes on."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    settings = HydraConfig.get()
+    sweeping = settings.mode == RunMode.MULTIRUN
+    if sweeping:
+        print(f"uqbench: job {settings.job.num}: {shlex.join(settings.overrides.task)}", file=sys.stderr)
+    code, reasons = INTERRUPTED, ["interrupted"]
+    try:
+        with _sigterm_as_interrupt():
+            importlib.import_module(f"uqbench.commands.{settings.job.config_name}").run(cfg)
+        code, reasons = 0, []
+    except Exception as error:
+        code, reasons = report(error), explain(error)
+    finally:
+        if sweeping:
+            record = {"overrides": list(settings.overrides.task), "exit_code": code, "reasons": reasons}
+            Path(settings.sweep.dir, f"{settings.job.num}.json").write_text(json.dumps(record))
+    return code
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a job as cleanly as Ctrl-C does, unless a launcher has put its own handler there."""
+    free = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if free:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if free:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def run_sweep(hydra: "Hydra", command: str, overrides: Sequence[str], jobs: "Sequence[Job]") -> int:
+    """Run all jobs through Hydra's launcher, list every failure at the end, and return the exit code.
+
+    Each job leaves a record in a folder of the sweep; a job without one was lost with the process that ran it.
+    """
+    from uqbench import rundir
+
+    with rundir.scratch(jobs[0].config.outputs) as folder:
+        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        failure = None
+        try:
+            hydra.multirun(command, run_job, [*overrides, f"hydra.sweep.dir='{quoted}'", "hydra.mode=MULTIRUN"])
+        except KeyboardInterrupt:
+            failure = "interrupted"
+        except Exception as error:  # whatever a launcher raises when it loses jobs
+            failure = " ".join(explain(error))
+        records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    outcomes = {tuple(record["overrides"]): record for record in records}
+    lost = {"exit_code": 1, "reasons": [failure or "its process ended without a word"]}
+    failed = [(job, outcome) for job in jobs if (outcome := outcomes.get(job.overrides, lost))["exit_code"] != 0]
+    if failed:
+        print(f"uqbench: error: {len(failed)} of {len(jobs)} jobs failed; repeated, only these run:", file=sys.stderr)
+    for job, outcome in failed:
+        for reason in outcome["reasons"]:
+            print(f"uqbench: error:   {shlex.join(job.overrides)}: {reason}", file=sys.stderr)
+    if failure == "interrupted":
+        return INTERRUPTED
+    return 1 if failed or failure else 0

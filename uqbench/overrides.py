@@ -1,0 +1,188 @@
+"""What a person types after a command, checked against the config tree before Hydra runs anything."""
+
+import copy
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from uqbench.config import did_you_mean, flatten, nearest, validate
+from uqbench.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One point of a sweep, or the only one: its overrides as Hydra will spell them, and its config."""
+
+    overrides: tuple[str, ...]
+    config: DictConfig
+
+
+class Request:
+    """The overrides of one command line; `errors` collects a line for everything that is wrong with them.
+
+    Raises ConfigError at once only when not even the command's own config can be composed.
+    """
+
+    def __init__(self, loader: ConfigLoader, command: str, overrides: list[str], multirun: bool) -> None:
+        self.loader, self.command, self.multirun = loader, command, multirun
+        self.errors: list[str] = []
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        parsed = [override for text in overrides if (override := self._parse(text))]
+        self.hydra = tuple(override.input_line for override in parsed if override.is_hydra_override())
+        self.base = self._compose(())
+        self.groups = {key: option for key, option in self.base.hydra.runtime.choices.items() if "hydra/" not in key}
+        tasks = [self._check_form(override) for override in parsed if not override.is_hydra_override()]
+        # Of several settings of one key the last counts, as for values in Hydra; for groups Hydra would object.
+        self.tasks = list({override.get_key_element(): override for override in tasks if override}.values())
+
+    def jobs(self, skeleton: type | None) -> list[Job]:
+        """All jobs of the sweep, each composed and, given a skeleton, validated.
+
+        Raises one ConfigError with a line per distinct error of the overrides and of every job's config.
+        """
+        jobs = [Job(job, self._apply(job)) for job in self._expand()]
+        for job in jobs if skeleton else ():
+            try:
+                validate(job.config, skeleton)
+            except ConfigError as error:
+                self.errors += str(error).splitlines()
+        if self.errors:
+            raise ConfigError("\n".join(dict.fromkeys(self.errors)))
+        return jobs
+
+    @property
+    def arguments(self) -> list[str]:
+        """The overrides as Hydra takes them."""
+        return [*self.hydra, *(override.input_line for override in self.tasks)]
+
+    def options(self, group: str) -> list[str]:
+        """Names that may follow `group=`."""
+        return self.loader.get_group_options(group.split("@")[0])
+
+    def choices(self) -> dict[str, str | None]:
+        """Every group of the command and the option that is in use."""
+        chosen = {task.get_key_element(): task.value() for task in self.tasks if not task.is_sweep_override()}
+        return {group: chosen.get(group, default) for group, default in self.groups.items()}
+
+    def preview(self) -> DictConfig:
+        """The config of the first job, whatever is wrong with the request."""
+        return self._apply(self._expand()[0])
+
+    def plain_keys(self) -> dict[str, Any]:
+        """Top-level keys that belong to no group, with their values as written."""
+        plain = OmegaConf.to_container(self.base, resolve=False)
+        return {key: value for key, value in plain.items() if key not in self.groups and key != "hydra"}
+
+    # ------------------------------------------------------------------------------------------------ steps
+
+    def _parse(self, text: str) -> Override | None:
+        try:
+            [override] = OverridesParser.create(self.loader).parse_overrides([text])
+        except HydraException as error:
+            self.errors.append(f"{text}: not of the form key=value ({str(error).splitlines()[0]})")
+            return None
+        if override.is_sweep_override() and not self.multirun:
+            listed = f"; a list is written [{override.get_value_string()}]" if override.is_choice_sweep() else ""
+            self.errors.append(f"{text}: several values need -m{listed}")
+            return None
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            self.errors.append(f"{text}: an interval cannot be swept; list its values or use range(...)")
+            return None
+        return override
+
+    def _compose(self, choices: tuple[str, ...]) -> DictConfig:
+        """Config of the command with the given group choices and no values set."""
+        if choices not in self._composed:
+            try:
+                config = self.loader.load_configuration(self.command, [*self.hydra, *choices], RunMode.RUN)
+            except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+                # Hydra's own message says what is wrong; its cause, where there is one, says why.
+                what = " ".join(re.split("Config search path|To append to your config", str(error))[0].split())
+                why = str(error.__cause__ or "").partition("\n")[0]
+                raise ConfigError(" ".join(filter(None, [what, why]))) from error
+            self._check_hydra_node(config.hydra)
+            self._composed[choices] = config
+        return copy.deepcopy(self._composed[choices])
+
+    def _check_hydra_node(self, node: DictConfig) -> None:
+        """Hydra builds its own plugins; a config must not slip foreign code, nor a wider trust, in among them."""
+        plugins = OmegaConf.to_container(OmegaConf.masked_copy(node, ["launcher", "sweeper", "callbacks"]))
+        for target in _targets(plugins):
+            if not str(target).startswith(("hydra.", "hydra_plugins.")):
+                self.errors.append(f"hydra: '{target}' is not trusted; allowed: hydra.*, hydra_plugins.*")
+        for name in node.job.env_set:
+            if name.startswith("UQBENCH_"):
+                self.errors.append(f"hydra.job.env_set.{name}: set it in the environment, not in a config")
+
+    def _check_form(self, override: Override) -> Override | None:
+        """The override as Hydra shall see it; for an error that has been noted its likely meaning, or None."""
+        key = override.get_key_element().lstrip("+~")
+        if override.is_delete():
+            self.errors.append(f"{override.input_line}: keys cannot be removed; set them to null or to a value")
+            return None
+        if key in self.groups:
+            return self._check_choice(override, key)
+        # `+key=` asks Hydra to add a key; here only known keys mean something, and those need no plus.
+        return self._parse(override.input_line.lstrip("+"))
+
+    def _check_choice(self, override: Override, group: str) -> Override | None:
+        options = self.options(group) + (["null"] if self.groups[group] is None else [])
+        values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+        if not values:
+            self.errors.append(f"{override.input_line}: matches none of {', '.join(options)}")
+        kept = []
+        for value in ("null" if value is None else str(value) for value in values):
+            near = value if value in options else nearest(value, options)
+            if near != value:
+                hint = f"; did you mean '{near}'?" if near else ""
+                self.errors.append(f"{group}: no option '{value}'{hint} (options: {', '.join(options)})")
+            kept += [near] if near else []
+        return self._parse(f"{group}={','.join(kept)}") if kept else None
+
+    def _expand(self) -> list[tuple[str, ...]]:
+        params = self.base.hydra.sweeper.get("params") if self.multirun else None
+        preset = [self._parse(f"{key}={value}") for key, value in (params or {}).items()]
+        batches = BasicSweeper.split_arguments([*filter(None, preset), *self.tasks], None)
+        return [tuple(job) for job in batches[0]]
+
+    def _apply(self, job: tuple[str, ...]) -> DictConfig:
+        """The config of one job, without Hydra's own node."""
+        overrides = OverridesParser.create(self.loader).parse_overrides(list(job))
+        choices = tuple(o.input_line for o in overrides if o.get_key_element() in self.groups)
+        config = self._compose(choices)
+        with open_dict(config):
+            del config["hydra"]
+        known = set(flatten(config))
+        for key in config.keys() - self.base.keys() - self.groups.keys():  # an experiment's YAML can bring these in
+            self.errors.append(f"{key}: unknown key in {' '.join(choices)}{did_you_mean(key, self.base)}")
+        for override in overrides:
+            key = override.get_key_element()
+            name = re.sub(r"\[(\w+)\]", r".\1", key)
+            if key in self.groups:
+                continue
+            if name not in known:
+                setting = f" with {' '.join(choices)}" if choices and self.multirun else ""
+                self.errors.append(f"{key}: unknown key{setting}{did_you_mean(name, [*known, *self.groups])}")
+                continue
+            try:
+                OmegaConf.update(config, name, override.value(), merge=True)
+            except (OmegaConfBaseException, ValueError, TypeError) as error:
+                self.errors.append(f"{key}: {str(error).splitlines()[0]}")
+        return config
+
+
+def _targets(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        here = [value["_target_"]] if "_target_" in value else []
+        return here + [target for item in value.values() for target in _targets(item)]
+    return [target for item in value for target in _targets(item)] if isinstance(value, list) else []

@@ -1,0 +1,159 @@
+"""A potential: heads on a backbone's latents give atomic energies, and their gradient the forces."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+
+from uqbench.backbones.blocks import ACTIVATIONS, MLP, Geometry, Initialiser
+from uqbench.errors import DataError
+from uqbench.graph import Batch
+from uqbench.structures import Structures
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Output:
+    """What a potential computes for a batch; a leading member axis M where the potential has one.
+
+    Attributes:
+        energy: ([M,] S) eV, float64.
+        forces: ([M,] N, 3) eV/Å.
+        latents: ([M,] N, F).
+        heads: further head outputs by name, ([M,] N, channels), raw.
+    """
+
+    energy: Tensor
+    forces: Tensor
+    latents: Tensor
+    heads: dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """Constants fitted on training labels that bring the network's output to unit scale.
+
+    Attributes:
+        elements: atomic numbers that the potential knows, ascending.
+        references: energy of one atom of each element, eV.
+        scale: eV; root mean square of the force components (times 1 Å).
+    """
+
+    elements: tuple[int, ...]
+    references: tuple[float, ...]
+    scale: float
+
+    @classmethod
+    def fit(cls, structures: Structures) -> Normalisation:
+        """Fit reference energies by least squares on the composition, and the scale from the forces.
+
+        The minimum-norm solution is taken where compositions do not determine the references (a single molecule).
+        """
+        elements = structures.elements
+        species = np.searchsorted(elements, structures.numbers)
+        frame = np.repeat(np.arange(len(structures)), structures.n_atoms)
+        composition = np.zeros((len(structures), len(elements)))
+        np.add.at(composition, (frame, species), 1)
+        references = np.linalg.lstsq(composition, structures.energies, rcond=None)[0]
+        scale = float(np.sqrt(np.mean(structures.forces**2)))
+        if not scale > 0:
+            raise DataError(f"{structures.origin}: all training forces are zero, there is nothing to learn")
+        return cls(tuple(elements), tuple(references.tolist()), scale)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Normalisation:
+        """Take the constants from a potential's state dict; raises KeyError when it is not one."""
+        elements = state["species_of_element"].ge(0).nonzero().flatten()
+        order = state["species_of_element"][elements].argsort()
+        return cls(tuple(elements[order].tolist()), tuple(state["references"].tolist()), float(state["scale"]))
+
+
+class Potential(nn.Module):
+    """Energies and forces of a batch from a backbone and its heads.
+
+    E = Σ_i [ reference(Z_i) + scale · head(ξ_i) ] and F = -∂E/∂x, differentiated here and nowhere else.
+
+    Args:
+        backbone: module that maps a `Geometry` to latents; has `features` and `cutoff`.
+        heads: output channels of each further head by name (uncertainty parameters).
+        normalisation: constants of the training set.
+        activation: of the heads' hidden layer.
+        init: source of the initial parameters; sets the member axis.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        heads: Mapping[str, int],
+        normalisation: Normalisation,
+        activation: str,
+        init: Initialiser,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.members = backbone, init.members
+        width = backbone.features
+        self.heads = nn.ModuleDict(
+            {
+                name: MLP([width, max(width // 2, 1), channels], ACTIVATIONS[activation], init)
+                for name, channels in {"energy": 1, **heads}.items()
+            }
+        )
+        species = torch.full((len(chemical_symbols),), -1)
+        species[list(normalisation.elements)] = torch.arange(len(normalisation.elements))
+        self.register_buffer("species_of_element", species)
+        self.register_buffer("references", torch.tensor(normalisation.references, dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(normalisation.scale))
+
+    def forward(self, batch: Batch, *, create_graph: bool = False) -> Output:
+        """Evaluate a batch.
+
+        With `create_graph` the forces stay differentiable: by the parameters (training) and, where
+        `batch.positions` requires a gradient, by the positions. Raises DataError for an unknown element.
+        """
+        with torch.enable_grad():
+            positions = batch.positions
+            if self.members is not None:
+                positions = positions.expand(self.members, *positions.shape)
+            if not (create_graph and positions.requires_grad):
+                positions = positions.detach().clone().requires_grad_(True)
+            latents = self.backbone(self._geometry(batch, positions))
+            atomic = self.heads["energy"](latents).squeeze(-1) * self.scale
+            # Every atom's energy depends on its own frame and member only: the gradient of the sum holds all forces.
+            (gradient,) = torch.autograd.grad(atomic.sum(), positions, create_graph=create_graph)
+            heads = {name: head(latents) for name, head in self.heads.items() if name != "energy"}
+        output = Output(self._energy(batch, atomic), -gradient, latents, heads)
+        return output if create_graph else _detached(output)
+
+    def _energy(self, batch: Batch, atomic: Tensor) -> Tensor:
+        reference = self.references[self.species_of_element[batch.numbers]]
+        # Summed in float64: the references are thousands of eV, the accuracy wanted is below 1 meV.
+        total = atomic.double() + reference
+        energy = total.new_zeros(*total.shape[:-1], len(batch))
+        return energy.index_add(-1, batch.system, total)
+
+    def _geometry(self, batch: Batch, positions: Tensor) -> Geometry:
+        species = self.species_of_element[batch.numbers]
+        if species.min() < 0:
+            unknown = sorted({chemical_symbols[z] for z in batch.numbers[species < 0].tolist()})
+            known = [chemical_symbols[z] for z in self.species_of_element.ge(0).nonzero().flatten().tolist()]
+            raise DataError(f"the potential was not trained on {', '.join(unknown)}; it knows {', '.join(known)}")
+        n_atoms = len(batch.numbers)
+        receivers, senders = batch.receivers, batch.senders
+        if self.members is not None:
+            offset = n_atoms * torch.arange(self.members, device=receivers.device).unsqueeze(-1)
+            receivers, senders = (receivers + offset).flatten(), (senders + offset).flatten()
+        flat = positions.reshape(-1, 3)
+        vectors = flat.index_select(0, senders) - flat.index_select(0, receivers)
+        vectors = vectors.view(*positions.shape[:-2], -1, 3) + batch.shifts
+        distances = torch.linalg.vector_norm(vectors, dim=-1)
+        return Geometry(distances, vectors / distances.unsqueeze(-1), species, receivers, senders)
+
+
+def _detached(output: Output) -> Output:
+    heads = {name: value.detach() for name, value in output.heads.items()}
+    return Output(output.energy.detach(), output.forces.detach(), output.latents.detach(), heads)

@@ -1,0 +1,286 @@
+"""The training loop: from labelled frames to the weights with the lowest validation loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from uqbench.checkpoints import Checkpoints
+from uqbench.errors import ConfigError, TrainingError
+from uqbench.graph import GraphSet
+from uqbench.progress import Progress
+from uqbench.schedule import Schedule
+from uqbench.seeding import torch_generator
+from uqbench.structures import Structures
+from uqbench.uq.base import KCAL_PER_MOL, UQMethod
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+POINT_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mae": lambda residual: residual.abs().mean(-1),
+    "mse": lambda residual: residual.square().mean(-1),
+    # Mean length of the error vector; the small constant keeps its gradient finite at zero error.
+    "norm": lambda residual: (residual.square().sum(-1) + 1e-12).sqrt(),
+}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of the training loop.
+
+    Attributes:
+        epochs: passes over the training set at most.
+        batch_size: frames per step over all processes.
+        lr: Adam's learning rate.
+        schedule: `plateau` (reduce when the validation loss stalls) or `cosine` (anneal to `min_lr` by the end).
+        warmup_steps: steps of linear warm-up.
+        patience, factor: of `plateau`.
+        min_lr: training stops below it under `plateau`; the last learning rate under `cosine`.
+        energy_weight, force_weight: loss coefficients for energies in kcal/mol and forces in kcal/mol/Å.
+        force_loss: `mae` per component, `mse`, or `norm` of the error vector.
+        ema_decay: of the exponential moving average of the weights, which is then what is validated and kept.
+        gradient_clip: largest norm of each member's gradient.
+        max_seconds: wall-clock budget; `cosine` anneals within it. Such a run depends on the machine's speed.
+        precision: `float32` or `float64`.
+        accelerator, devices, strategy: as in Lightning Fabric.
+        checkpoint_seconds: least time between checkpoints.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: Literal["plateau", "cosine"]
+    warmup_steps: int
+    patience: int
+    factor: float
+    min_lr: float
+    energy_weight: float
+    force_weight: float
+    force_loss: Literal["mae", "mse", "norm"]
+    ema_decay: float | None
+    gradient_clip: float | None
+    max_seconds: float | None
+    precision: Literal["float32", "float64"]
+    accelerator: Literal["cpu", "gpu", "cuda", "auto"]
+    devices: int
+    strategy: str
+    checkpoint_seconds: float
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "lr", "devices", "patience")
+        wrong = [f"training.{name}: must be > 0, got {getattr(self, name)}" for name in positive if getattr(self, name) <= 0]
+        for name in ("energy_weight", "force_weight", "min_lr", "warmup_steps", "checkpoint_seconds"):
+            if getattr(self, name) < 0:
+                wrong.append(f"training.{name}: must be >= 0, got {getattr(self, name)}")
+        for name in ("gradient_clip", "max_seconds"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                wrong.append(f"training.{name}: must be > 0 or null, got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            wrong.append(f"training.ema_decay: must lie between 0 and 1 or be null, got {self.ema_decay}")
+        if not 0 < self.factor < 1:
+            wrong.append(f"training.factor: must lie between 0 and 1, got {self.factor}")
+        if self.energy_weight == self.force_weight == 0:
+            wrong.append("training.energy_weight and training.force_weight are both 0: there is nothing to learn")
+        if self.batch_size < self.devices:
+            wrong.append(f"training.batch_size: {self.batch_size} is less than one frame for each of {self.devices} devices")
+        if wrong:
+            raise ConfigError("\n".join(wrong))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of parameters, positions and forces."""
+        return DTYPES[self.precision]
+
+
+def train(
+    method: UQMethod, training: Structures, validation: Structures, settings: Training, seed: int, folder: Path
+) -> None:
+    """Train a method and leave best.pt, last.pt and history.csv in `folder`; go on from last.pt where it exists.
+
+    On one CPU process the result depends on the arguments only, however often the run was interrupted. Raises
+    TrainingError when a loss or a gradient is not finite.
+    """
+    fabric = _fabric(settings)
+    method.begin(len(training), seed)
+    fabric.launch(_train, method.to(settings.dtype), training, validation, settings, seed, folder)
+
+
+def _train(
+    fabric: Fabric,
+    method: UQMethod,
+    training: Structures,
+    validation: Structures,
+    settings: Training,
+    seed: int,
+    folder: Path,
+) -> None:
+    cutoff = method.potential.backbone.cutoff
+    train_set = GraphSet(training, cutoff, dtype=settings.dtype, device=fabric.device)
+    valid_set = GraphSet(validation, cutoff, dtype=settings.dtype, device=fabric.device)
+    model = Objective(method, settings)
+    wrapped, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True))
+    averaged = None
+    if settings.ema_decay is not None:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+    judged = model if averaged is None else averaged.module
+    steps_per_epoch = -(-len(train_set) // settings.batch_size)
+    schedule = Schedule(settings, settings.epochs * steps_per_epoch)
+
+    checkpoints = Checkpoints(
+        folder,
+        {"model": model, "optimizer": optimizer, "schedule": schedule} | ({"averaged": averaged} if averaged else {}),
+        every=settings.checkpoint_seconds,
+        writes=fabric.is_global_zero,
+    )
+    state = checkpoints.resume()
+    progress = Progress(settings.epochs, shown=fabric.is_global_zero)
+    started = time.monotonic() - state.seconds
+
+    while state.epoch < settings.epochs and not state.stopped:
+        model.train()
+        totals = Totals()
+        for frames in epoch_batches(len(train_set), settings.batch_size, seed, state.epoch):
+            lr = schedule.lr(elapsed=time.monotonic() - started)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad(set_to_none=True)
+            counts = (len(frames), int(train_set.n_atoms[frames].sum()))
+            loss, terms = wrapped(train_set, frames[fabric.global_rank :: fabric.world_size], counts)
+            # Fabric averages gradients over processes, but the processes' shares of the loss add up.
+            fabric.backward(loss * fabric.world_size)
+            _check_finite(loss, model, state.epoch, settings)
+            if settings.gradient_clip is not None:
+                clip_members(model, method.potential.members, settings.gradient_clip)
+            optimizer.step()
+            schedule.steps += 1
+            if averaged is not None:
+                averaged.update_parameters(model)
+            totals.add(terms, counts)
+        row = {"epoch": state.epoch + 1, "lr": lr, **totals.means("train", method.n_models, settings, fabric)}
+        row |= validate(judged, valid_set, settings, fabric)
+
+        state.epoch += 1
+        state.seconds = time.monotonic() - started
+        state.record(row, judged.method)
+        schedule.after_epoch(row["validation_loss"])
+        overtime = settings.max_seconds is not None and state.seconds >= settings.max_seconds
+        state.stopped = schedule.exhausted or fabric.broadcast(overtime)
+        checkpoints.save(state, final=state.stopped or state.epoch == settings.epochs)
+        progress.show(row, state)
+    progress.close()
+
+
+def epoch_batches(n_frames: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """Yield the frames of each step; the order is a function of seed and epoch alone, so that a run can resume."""
+    yield from torch.randperm(n_frames, generator=torch_generator(seed, "epoch", epoch)).split(batch_size)
+
+
+class Objective(nn.Module):
+    """The loss of some frames as one module, so that Fabric can wrap it for any device and number of processes."""
+
+    def __init__(self, method: UQMethod, settings: Training) -> None:
+        super().__init__()
+        self.method, self.settings = method, settings
+
+    def forward(self, graphs: GraphSet, frames: Tensor, counts: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return this process's share of a step's loss over counts = (frames, atoms), and its terms (4,) as sums.
+
+        The terms are energy loss, force loss, absolute energy error (eV) and absolute force error (eV/Å).
+        """
+        losses = self.method.losses(graphs.batch(frames), POINT_LOSSES[self.settings.force_loss])
+        energy, forces = losses.energy.sum(), losses.forces.sum()
+        # Members are summed, not averaged: each then follows the very gradient it would follow alone.
+        loss = self.settings.energy_weight * energy / counts[0] + self.settings.force_weight * forces / counts[1]
+        errors = losses.energy_error.sum(), losses.force_error.sum()
+        return loss, torch.stack([term.detach().double() for term in (energy, forces, *errors)])
+
+
+class Totals:
+    """Sums of an epoch's loss terms and what they are sums over."""
+
+    def __init__(self) -> None:
+        self.terms: Tensor | None = None
+        self.frames = self.atoms = 0
+
+    def add(self, terms: Tensor, counts: tuple[int, int]) -> None:
+        """Add the terms of this process for a step over counts = (frames, atoms) of all processes."""
+        self.terms = terms if self.terms is None else self.terms + terms
+        self.frames, self.atoms = self.frames + counts[0], self.atoms + counts[1]
+
+    def means(self, prefix: str, n_models: int, settings: Training, fabric: Fabric) -> dict[str, float]:
+        """Return loss (per member, kcal/mol units) and mean absolute errors in kcal/mol and kcal/mol/Å."""
+        energy, forces, energy_error, force_error = fabric.all_reduce(self.terms, reduce_op="sum").tolist()
+        energy_loss, force_loss = energy / self.frames / n_models, forces / self.atoms / n_models
+        return {
+            f"{prefix}_loss": settings.energy_weight * energy_loss + settings.force_weight * force_loss,
+            f"{prefix}_energy_mae": energy_error / self.frames / KCAL_PER_MOL,
+            f"{prefix}_force_mae": force_error / self.atoms / KCAL_PER_MOL,
+        }
+
+
+@torch.no_grad()
+def validate(model: Objective, graphs: GraphSet, settings: Training, fabric: Fabric) -> dict[str, float]:
+    """Return the loss and errors over all frames, shared out over the processes."""
+    model.eval()
+    totals = Totals()
+    for frames in torch.arange(len(graphs)).split(max(settings.batch_size, 64)):
+        counts = (len(frames), int(graphs.n_atoms[frames].sum()))
+        share = frames[fabric.global_rank :: fabric.world_size]
+        terms = model(graphs, share, counts)[1] if len(share) else torch.zeros(4, dtype=torch.float64)
+        totals.add(terms.to(fabric.device), counts)
+    return totals.means("validation", model.method.n_models, settings, fabric)
+
+
+def clip_members(model: nn.Module, members: int | None, largest: float) -> None:
+    """Scale each member's gradient down to the norm `largest`; members must not feel each other's gradients."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if members is None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), largest, nn.utils.get_total_norm(gradients))
+        return
+    norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    factors = (largest / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
+
+
+def _check_finite(loss: Tensor, model: nn.Module, epoch: int, settings: Training) -> None:
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    for name, value in (("loss", loss), ("gradient", norm)):
+        if not torch.isfinite(value):
+            raise TrainingError(
+                f"training diverged in epoch {epoch + 1}: the {name} is {float(value)}; try a training.lr below "
+                f"{settings.lr:g} or set training.gradient_clip"
+            )
+
+
+def device_of(settings: Training) -> str:
+    """Return the device that predicts once training has ended: the first one of the training's accelerator."""
+    if settings.accelerator == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda:0"
+    if settings.accelerator == "auto":
+        return "cpu"
+    raise ConfigError(f"training.accelerator: '{settings.accelerator}' is not available here; choose cpu or auto")
+
+
+def _fabric(settings: Training) -> Fabric:
+    from lightning.fabric import Fabric
+
+    several = settings.devices > 1
+    return Fabric(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        # Spawned processes start at `_train` with the data in hand, instead of running the whole command again.
+        strategy="ddp_spawn" if several and settings.strategy == "auto" else settings.strategy,
+        precision="64-true" if settings.dtype == torch.float64 else "32-true",
+    )

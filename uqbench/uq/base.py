@@ -1,0 +1,118 @@
+"""The contract of an uncertainty method: what it trains on, what it predicts."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import torch
+from ase import units
+from torch import Tensor, nn
+
+from uqbench.graph import Batch
+from uqbench.potential import Output, Potential
+from uqbench.structures import Structures
+
+# Losses are in kcal/mol and kcal/mol/Å, the study's units; everything else is in eV.
+KCAL_PER_MOL = units.kcal / units.mol
+
+BuildPotential = Callable[[int | None, Mapping[str, int]], Potential]
+PointLoss = Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a method says about a batch.
+
+    Attributes:
+        energy: (S,) eV, float64.
+        forces: (N, 3) eV/Å.
+        energy_variance: (S,) eV², or None where the method has none.
+        force_variance: (N,) per Cartesian component, (eV/Å)², or None where the method has none.
+        score: (N,) bigger = less sure, any unit; ranks atoms, never enters a likelihood uncalibrated.
+        energy_score: (S,) the same for the energies of structures.
+    """
+
+    energy: Tensor
+    forces: Tensor
+    energy_variance: Tensor | None
+    force_variance: Tensor | None
+    score: Tensor
+    energy_score: Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Losses:
+    """Unreduced losses of a batch, so that any split over processes averages to the same number.
+
+    Attributes:
+        energy: ([M,] S) in kcal/mol or powers of it.
+        forces: ([M,] N) in kcal/mol/Å or powers of it.
+        energy_error: (S,) absolute error of the method's mean prediction, eV.
+        force_error: (N,) absolute error of the same, averaged over components, eV/Å.
+    """
+
+    energy: Tensor
+    forces: Tensor
+    energy_error: Tensor
+    force_error: Tensor
+
+
+class UQMethod(nn.Module, abc.ABC):
+    """A potential with uncertainties.
+
+    Built with `build_potential(members, heads)`, which makes a potential with that many members (None: a single
+    model, no member axis) and further output channels per head. The training loop minimises `losses`; `fit` runs once
+    on the training set after it. All state that `predict` needs must be in the module's state dict.
+    """
+
+    potential: Potential
+
+    def begin(self, n_train: int, seed: int) -> None:
+        """Draw what the method needs to know of the training set before training starts; nothing by default."""
+
+    @abc.abstractmethod
+    def losses(self, batch: Batch, point_loss: PointLoss) -> Losses:
+        """Return the losses of a batch; `point_loss` maps force residuals (..., N, 3) in kcal/mol/Å to (..., N)."""
+
+    def fit(self, training: Structures, batch_size: int) -> None:
+        """Fit what is not trained by gradient descent, on the training frames; nothing by default."""
+
+    @abc.abstractmethod
+    def predict(self, batch: Batch, *, create_graph: bool = False) -> Prediction:
+        """Predict a batch; with `create_graph`, differentiable by `batch.positions` where they require a gradient."""
+
+    @property
+    def n_models(self) -> int:
+        """Independent potentials that one prediction evaluates."""
+        return self.potential.members or 1
+
+
+def residuals(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return prediction minus label for energies ([M,] S) and forces ([M,] N, 3), in kcal/mol and kcal/mol/Å."""
+    return (
+        (output.energy - batch.energies).to(output.forces.dtype) / KCAL_PER_MOL,
+        (output.forces - batch.forces) / KCAL_PER_MOL,
+    )
+
+
+def absolute_errors(energy: Tensor, forces: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the detached absolute errors of energies (S,) in eV and of forces (N,) in eV/Å, mean over components."""
+    return (energy.detach() - batch.energies).abs(), (forces.detach() - batch.forces).abs().mean(-1)
+
+
+def mean_over_atoms(values: Tensor, batch: Batch) -> Tensor:
+    """Return the mean of per-atom values (N,) over each structure, (S,)."""
+    sums = values.new_zeros(len(batch)).index_add(0, batch.system, values)
+    return sums / batch.n_atoms
+
+
+
+
+def force_trace_variance(forces: Tensor, ddof: int) -> Tensor:
+    """Return the variance of force vectors over members per component, (M, N, 3) -> (N,).
+
+    A third of the trace of the covariance: unlike the norm of the three variances it does not change under rotation.
+    """
+    return torch.var(forces, dim=0, correction=ddof).mean(-1)
