@@ -111,7 +111,8 @@ def _run_command(command: str, line: str, argv: list[str]) -> int:
     with open_hydra(command, flags.config_dir) as hydra:
         request = Request(hydra.config_loader, command, flags.overrides, flags.multirun)
         if flags.help or flags.cfg or flags.info:
-            request.jobs(skeleton=None)
+            if flags.overrides:
+                request.jobs(skeleton=None)
             _show(hydra, request, flags, line)
             return 0
         skeleton = getattr(importlib.import_module(f"uqbench.commands.{command}"), "Skeleton", Skeleton)

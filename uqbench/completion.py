@@ -60,7 +60,7 @@ def _settings(command: str, words: list[str], word: str) -> list[str]:
             typed = word[: max(word.rfind("="), word.rfind(",")) + 1]  # in a sweep the last of several options
             return [f"{typed}{option}" for option in request.options(group)]
         config = request.preview()
-    names = list(flatten(config))
+    names = flatten(config)
     parents = {name.rpartition(".")[0] for name in names}
     keys = [f"{name}." if name in parents else f"{name}=" for name in names if not name.endswith("_target_")]
     deeper = word.count(".")

@@ -31,6 +31,7 @@ UNDIGESTED = (
     "data_root",
     "*.data_root",
     "*.cache",
+    "*.url",
     "training.progress",
     "training.checkpoint_seconds",
     "hydra",
@@ -70,14 +71,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return next(iter(near + suffixes), None)
 
 
-def flatten(node: Container, prefix: str = "") -> Iterator[str]:
+def flatten(node: Container) -> list[str]:
     """Dotted names of all nodes and values under `node`, parents first."""
-    keys = range(len(node)) if isinstance(node, ListConfig) else node.keys()
-    for key in keys:
-        yield (path := f"{prefix}{key}")
-        child = node._get_node(key)  # unresolved: a name exists whether or not its value can be computed
-        if isinstance(child, Container) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
-            yield from flatten(child, f"{path}.")
+    return [re.sub(r"\[(\d+)\]", r".\1", path).lstrip(".") for path, _, _ in _entries(node, "")]
 
 
 # ---------------------------------------------------------------------------------------------------- trust
@@ -180,7 +176,8 @@ def validate(cfg: DictConfig, skeleton: type = Skeleton) -> None:
     """
     errors = _value_errors(cfg, "")
     hints = typing.get_type_hints(skeleton)
-    errors += [f"{key}: missing{did_you_mean(key, map(str, cfg))}" for key in hints if key not in cfg]
+    present = [str(key) for key in cfg]  # `in` would say no for a key whose value is still ???
+    errors += [f"{key}: missing{did_you_mean(key, present)}" for key in hints if key not in present]
     errors += _type_errors(cfg, hints, "")
     errors += _node_errors(cfg, "")
     if errors:

@@ -150,10 +150,13 @@ class Request:
         return self._parse(f"{group}={','.join(kept)}") if kept else None
 
     def _expand(self) -> list[tuple[str, ...]]:
-        params = self.base.hydra.sweeper.get("params") if self.multirun else None
-        preset = [self._parse(f"{key}={value}") for key, value in (params or {}).items()]
-        batches = BasicSweeper.split_arguments([*filter(None, preset), *self.tasks], None)
-        return [tuple(job) for job in batches[0]]
+        """The jobs of the sweep as Hydra's own sweeper will list them, an experiment's `hydra.sweeper.params` first."""
+        fixed = (task for task in self.tasks if task.get_key_element() in self.groups and not task.is_sweep_override())
+        sweeper = self._compose(tuple(task.input_line for task in fixed)).hydra.sweeper
+        params = (sweeper.get("params") if self.multirun else None) or {}
+        preset = filter(None, [self._parse(f"{key}={value}") for key, value in params.items()])
+        [jobs] = BasicSweeper.split_arguments([*preset, *self.tasks], None)
+        return [tuple(job) for job in jobs]
 
     def _apply(self, job: tuple[str, ...]) -> DictConfig:
         """The config of one job, without Hydra's own node."""
@@ -163,7 +166,7 @@ class Request:
         with open_dict(config):
             del config["hydra"]
         known = set(flatten(config))
-        for key in config.keys() - self.base.keys() - self.groups.keys():  # an experiment's YAML can bring these in
+        for key in sorted(config.keys() - self.base.keys() - self.groups.keys()):  # brought in by an experiment
             self.errors.append(f"{key}: unknown key in {' '.join(choices)}{did_you_mean(key, self.base)}")
         for override in overrides:
             key = override.get_key_element()

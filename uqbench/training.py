@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,18 +113,22 @@ def train(
     """
     fabric = _fabric(settings)
     method.begin(len(training), seed)
-    fabric.launch(_train, method.to(settings.dtype), training, validation, settings, seed, folder)
+    method = method.to(settings.dtype)
+    # Bound beforehand: Fabric walks through arguments that it is given itself, and refuses frozen dataclasses.
+    fabric.launch(functools.partial(_train, method, training, validation, settings, seed, folder))
 
 
 def _train(
-    fabric: Fabric,
     method: UQMethod,
     training: Structures,
     validation: Structures,
     settings: Training,
     seed: int,
     folder: Path,
+    fabric: Fabric,
 ) -> None:
+    # Spawned processes share the memory of the parameters that they are handed; each needs its own.
+    method = copy.deepcopy(method)
     cutoff = method.potential.backbone.cutoff
     train_set = GraphSet(training, cutoff, dtype=settings.dtype, device=fabric.device)
     valid_set = GraphSet(validation, cutoff, dtype=settings.dtype, device=fabric.device)
@@ -257,7 +263,7 @@ def _check_finite(loss: Tensor, model: nn.Module, epoch: int, settings: Training
     for name, value in (("loss", loss), ("gradient", norm)):
         if not torch.isfinite(value):
             raise TrainingError(
-                f"training diverged in epoch {epoch + 1}: the {name} is {float(value)}; try a training.lr below "
+                f"training diverged in epoch {epoch + 1}: the {name} is {float(value.detach())}; try a training.lr below "
                 f"{settings.lr:g} or set training.gradient_clip"
             )
 

@@ -79,6 +79,11 @@ FILES = {
         defaults: [{override /model: deep}]
         model: {depth: 9}
     """,
+    "conf/experiment/sweep.yaml": """
+        # @package _global_
+        hydra: {sweeper: {params: {seed: "5,13"}}}
+    """,
+    "conf/dataset/quickstart.yaml": "{_target_: toy_models.Linear}",
     "conf/experiment/adding.yaml": """
         # @package _global_
         modle: {width: 5}

@@ -79,6 +79,29 @@ def test_bad_input_is_one_line_each_and_leaves_nothing(uqbench_main, argv, expec
     assert os.listdir() == []
 
 
+REAL = {
+    "train trainning.lr=1": ["trainning.lr: unknown key; did you mean 'training.lr'?"],
+    "train uq=ensembel": ["uq: no option 'ensembel'; did you mean 'ensemble'?"],
+    "train uq._target_=os.system": ["uq._target_: 'os.system' is not trusted"],
+    "train backbone.layers=two uq=ensembel": ["uq: no option 'ensembel'", "backbone.layers: expected an integer"],
+    "train -m seed=0,1 dataset=rmd17 dataset.sptil=1": ["dataset.sptil: unknown key with dataset=rmd17; did you"],
+    "train dataset=rmd17 data_root=/nowhere": ["/nowhere"],
+    "evaluate": ["run: no value given; add run=..."],
+    "evaluate run=nowhere": ["nowhere: no such run"],
+    "evaluate run=x backbone=painn": ["backbone: unknown key"],
+    "data dataset=rmd71": ["dataset: no option 'rmd71'; did you mean 'rmd17'?"],
+}
+
+
+@pytest.mark.parametrize("line", REAL)
+def test_real_commands_too(uqbench_main, line):
+    pytest.importorskip("torch")
+    code, _, err = uqbench_main(*line.split())
+    assert code == 2 and err.count("\n") == len(REAL[line]), err
+    assert all(expected in text for expected, text in zip(REAL[line], err.splitlines(), strict=True))
+    assert os.listdir() == []
+
+
 def test_unknown_command(uqbench_main):
     code, _, err = uqbench_main("tyo")
     assert code == 2

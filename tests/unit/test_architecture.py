@@ -25,7 +25,7 @@ LAYERS = [
     {"backbones"},
     {"potential"},
     {"uq"},
-    {"checkpoints", "schedule", "progress", "training", "evaluation", "calculator"},
+    {"allocator", "checkpoints", "model", "schedule", "progress", "training", "evaluation", "calculator"},
     {"simulate", "oracles"},
     {"active"},
     {"results", "cli", "commands", "completion", "jobs", "overrides", "__main__"},

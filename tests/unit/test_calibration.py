@@ -61,6 +61,23 @@ def test_fit_is_no_worse_than_brute_force_and_a_two_parameter_optimiser(name, co
         assert found == pytest.approx(refined.fun, abs=1e-7)
 
 
+def test_best_of_several_minima_is_found():
+    """A likelihood with two minima, of which the one at the smaller slope is worse by some nats."""
+    scores, squares, counts = [0.0, 0.007, 1.0], [0.002, 8.6, 7.0], [40, 30, 5]
+    score, squared = np.repeat(scores, counts), np.repeat(squares, counts)
+    slopes, intercepts = np.logspace(-2, 5, 4001), np.logspace(-4, 1, 501)[:, None]
+    values = 0.5 * np.log(2 * np.pi)
+    for u, square, n in zip(scores, squares, counts, strict=True):
+        variance = u * slopes + intercepts
+        values = values + n / sum(counts) * 0.5 * (np.log(variance) + square / variance)
+    values = values.min(axis=0)
+    valleys = np.flatnonzero((values[1:-1] < values[:-2]) & (values[1:-1] < values[2:])) + 1
+    assert len(valleys) > 1 and values[valleys[0]] > values.min() + 1, "the data do have a worse minimum"
+    fit = LinearCalibration.fit(score, squared, components=1)
+    assert nll(fit.variance(score), squared, 1) <= values.min() + 1e-9
+    assert fit.a == pytest.approx(slopes[values.argmin()], rel=0.05)
+
+
 def test_true_line_is_recovered_and_improves_the_test_likelihood():
     rng = np.random.default_rng(3)
     score = rng.gamma(2.0, size=40_000) - 1.0

@@ -170,6 +170,7 @@ def test_validate_collects_everything():
         "to add one set UQBENCH_TRUSTED",
     ]
     assert problems(OmegaConf.create({"sede": 1})) == ["seed: missing; did you mean 'sede'?"]
+    assert problems(OmegaConf.create({"seed": "???"})) == ["seed: no value given; add seed=..."]
 
 
 def test_nearest():

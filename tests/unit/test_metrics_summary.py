@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uqbench.metrics import accuracy, likelihood, ranking, reliability
+from uqbench.metrics import accuracy, binning, confidence, likelihood, ranking, reliability
 from uqbench.metrics.bootstrap import bootstrap, interval, resampled_counts
 from uqbench.metrics.kernels import Means, Ordering
 from uqbench.metrics.populations import by_element, by_force_magnitude
@@ -55,6 +55,12 @@ def test_force_rows_hold_the_plain_metrics(forces):
         "dispersion": variance.std() / variance.mean(),
         "sharpness": np.sqrt(variance.mean()),
         "width_95": reliability.width(variance, 0.95),
+        "crps": likelihood.gaussian_crps(errors, variance),
+        "ence": binning.ence(errors, variance),
+        "calibrated_ence": binning.ence(errors, calibrated),
+        "ause": confidence.ause(score, squared),
+        "ause_probabilistic": confidence.ause_probabilistic(errors, variance),
+        "calibrated_ause_probabilistic": confidence.ause_probabilistic(errors, calibrated),
         "coverage_68": reliability.coverage(errors, variance, 0.68),
     }
     assert {name: rows[name]["value"] for name in expected} == pytest.approx(expected, rel=1e-10)
@@ -138,6 +144,8 @@ def test_kernels_under_resampling_equal_repeated_structures(forces):
     """The weighted kernels against metrics of rows that are literally repeated."""
     errors, score, variance, ptr = forces[1] - forces[0], forces[2], forces[3], forces[5]
     summary = force_summary(*forces, **settings(bootstrap=3))
+    mask = np.arange(len(errors)) % 3 == 1
+    masked = force_summary(*forces, **settings(bootstrap=3, mask=mask))
     seed = np.random.default_rng(7).integers(2**63, size=2)[0]
     for k, counts in enumerate(resampled_counts(60, 3, np.random.default_rng(seed))):
         assert counts.sum() == 60
@@ -151,8 +159,12 @@ def test_kernels_under_resampling_equal_repeated_structures(forces):
             "miscalibration_area": reliability.miscalibration_area(errors[atoms], variance[atoms]),
             "miscalibration_area_norm": reliability.miscalibration_area_norm(errors[atoms], variance[atoms]),
             "dispersion": variance[atoms].std() / variance[atoms].mean(),
+            "ence": binning.ence(errors[atoms], variance[atoms]),
+            "ause": confidence.ause(score[atoms], squared),
         }
         assert {name: summary.samples[name][k] for name in expected} == pytest.approx(expected, rel=1e-9)
+        kept = atoms[mask[atoms]]
+        assert masked.samples["mae"][k] == pytest.approx(np.abs(errors[kept]).mean(), rel=1e-9)
 
 
 def test_bootstrap_covers_the_truth_when_atoms_are_correlated():
@@ -167,8 +179,8 @@ def test_bootstrap_covers_the_truth_when_atoms_are_correlated():
     assert 0.89 <= hits / trials <= 0.99
 
 
-def test_interval_is_undefined_rather_than_made_up():
-    assert interval(3.0, np.arange(101.0) - 47) == pytest.approx((3.0 - 47.5, 3.0 + 47.5))
+def test_interval_is_centred_on_the_value_and_undefined_rather_than_made_up():
+    assert interval(5.0, np.arange(101.0)) == pytest.approx((5.0 - 47.5, 5.0 + 47.5)), "shifted to the value"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.isnan(interval(np.nan, np.arange(9.0))).all()

@@ -155,11 +155,11 @@ def test_labels_that_are_missing_or_misshapen_are_named():
 def test_overlaps_are_found_across_any_face_of_a_skewed_cell():
     rng = np.random.default_rng(1)
     found = {True: 0, False: 0}
-    for _ in range(300):
+    for k in range(400):
         cell = np.eye(3) * rng.uniform(2, 4, 3) + rng.uniform(-0.8, 0.8, (3, 3))
         pbc = rng.random(3) < 0.8
         # The second atom is close to an image of the first, which may lie beyond any face, edge or corner.
-        first = rng.uniform(-1, 2, 3) @ cell
+        first = (rng.integers(-1, 2, 3) + rng.normal(0, 0.03, 3) if k % 2 else rng.uniform(-1, 2, 3)) @ cell
         step = rng.normal(size=3)
         second = first + step / np.linalg.norm(step) * rng.uniform(0.1, 0.5) + (rng.integers(-2, 3, 3) * pbc) @ cell
         atoms = Atoms("Ar2", [first, second], cell=cell, pbc=pbc)
@@ -208,6 +208,24 @@ def test_duplicates_in_a_periodic_cell():
         [8, 8, 14], positions, np.zeros(4), np.zeros((4, 3, 3)), cells=cells, origin="x"
     )
     assert structures.geometry_groups().tolist() == [0, 0, 2, 3]
+
+
+def test_all_distances_count_not_only_those_to_the_first_atom():
+    angles = np.deg2rad([100, 110, 100])
+    x = np.zeros((3, 3, 3))
+    x[:, 1, 0] = 1
+    x[:, 2, 0], x[:, 2, 1] = np.cos(angles), np.sin(angles)
+    structures = Structures.from_frames([8, 1, 1], x, np.zeros(3), x * 0, origin="x")
+    assert structures.geometry_groups().tolist() == [0, 1, 0]
+
+
+def test_the_lattice_counts_even_where_no_distance_sees_it():
+    cube, sheared = np.eye(3) * 4, np.eye(3) * 4
+    sheared[1] = [1, np.sqrt(15), 0]  # of the same length
+    cells = np.stack([cube, cube * 1.01, sheared, cube])
+    x = np.zeros((4, 1, 3))
+    structures = Structures.from_frames([18], x, np.zeros(4), x, cells=cells, origin="x")
+    assert structures.geometry_groups().tolist() == [0, 1, 2, 0]
 
 
 def test_equal_positions_of_other_elements_are_no_duplicates():

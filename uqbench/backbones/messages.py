@@ -149,7 +149,15 @@ def painn_message(receivers: Tensor, senders: Tensor, directions: Tensor, filter
     Returns:
         (N, 4F) as [Δq Δμ_x Δμ_y Δμ_z]. Source: Schütt, Unke, Gastegger 2021, eqs 7 and 8.
     """
-    return PAINN.partial(3, receivers, senders, directions, filters, features)
+    # The form is affine, not linear, in the directions (its W_s and W_v terms lack u), so that `_Partial` with a
+    # cotangent in the place of u is wrong in second order: plain autograd until the form is mended.
+    f = filters.shape[1] // (2 if filters.shape[1] == features.shape[1] else 3)
+    z = features.index_select(0, senders)
+    dq = z[:, f : 2 * f] * filters[:, f : 2 * f]
+    dmu = directions.unsqueeze(2) * (z[:, :f] * filters[:, :f]).unsqueeze(1)
+    if filters.shape[1] == 3 * f:
+        dmu = dmu + _vectors(z[:, 2 * f :]) * filters[:, 2 * f :].unsqueeze(1)
+    return _sum_to(torch.cat([dq, dmu.flatten(1)], dim=1), receivers, len(features))
 
 
 def schnet_message(receivers: Tensor, senders: Tensor, filters: Tensor, features: Tensor) -> Tensor:

@@ -1,0 +1,284 @@
+"""The training loop: learning, exact resume, schedules, clipping, several processes, divergence."""
+
+import copy
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import graphs_of, short_training, small_method
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from uqbench.errors import CheckpointError, ConfigError, TrainingError
+from uqbench.potential import Normalisation
+from uqbench.rundir import load_checkpoint
+from uqbench.schedule import Schedule
+from uqbench.training import POINT_LOSSES, Objective, clip_members, epoch_batches, train
+from uqbench.uq.base import KCAL_PER_MOL
+
+
+@pytest.fixture
+def parts(ethanol):
+    return ethanol[:24], ethanol[24:36]
+
+
+def build(parts, uq="ensemble", seed=0, **changes):
+    changes = {"uq.members": 2, **changes} if uq == "ensemble" else changes
+    return small_method(parts[0], "painn_small", uq, seed, **changes)
+
+
+def fit(parts, folder, seed=0, uq="ensemble", **settings):
+    folder.mkdir(exist_ok=True)
+    train(build(parts, uq, seed), *parts, short_training(precision="float64", **settings), seed, folder)
+    return pd.read_csv(folder / "history.csv")
+
+
+def weights(folder, name="best.pt"):
+    return load_checkpoint(folder / name)["method"]
+
+
+def assert_equal_runs(a, b):
+    assert (a / "history.csv").read_bytes() == (b / "history.csv").read_bytes()
+    first, second = load_checkpoint(a / "best.pt"), load_checkpoint(b / "best.pt")
+    assert first["epoch"] == second["epoch"]
+    assert first["method"].keys() == second["method"].keys()
+    assert all(torch.equal(first["method"][name], second["method"][name]) for name in first["method"])
+
+
+def test_training_learns_and_keeps_the_best_epoch(parts, tmp_path):
+    history = fit(parts, tmp_path, epochs=12, lr=5e-3)
+    assert history.epoch.tolist() == list(range(1, 13))
+    assert history.validation_force_mae.iloc[-1] < 0.7 * history.validation_force_mae.iloc[0]
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert best["epoch"] == history.epoch[history.validation_loss.idxmin()]
+    # The history's last column is what the kept weights really give.
+    method = build(parts)
+    method.load_state_dict(best["method"])
+    graphs = graphs_of(parts[1])
+    predicted = method.predict(graphs.batch(range(len(graphs)))).forces
+    mae = np.abs(predicted.numpy() - parts[1].forces).mean() / KCAL_PER_MOL
+    assert mae == pytest.approx(history.validation_force_mae[history.validation_loss.idxmin()], rel=1e-9)
+
+
+def test_same_seed_same_bits_and_another_seed_another_model(parts, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fit(parts, tmp_path / name, seed)
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(AssertionError):
+        assert_equal_runs(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.parametrize("settings", [{"schedule": "cosine", "ema_decay": 0.9}, {"schedule": "plateau", "ema_decay": None}])
+def test_resume_continues_to_the_same_bits(parts, tmp_path, settings, monkeypatch):
+    settings |= {"epochs": 4, "patience": 1}
+    fit(parts, tmp_path / "whole", **settings)
+    from uqbench import training
+
+    original, seen = training.validate, []
+
+    def interrupted(*arguments):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(parts, tmp_path / "cut", **settings)
+    monkeypatch.undo()
+    assert len(pd.read_csv(tmp_path / "cut" / "history.csv")) == 2
+    fit(parts, tmp_path / "cut", **settings)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_finished_training_is_not_repeated(parts, tmp_path):
+    fit(parts, tmp_path)
+    before = (tmp_path / "last.pt").stat().st_mtime_ns
+    fit(parts, tmp_path)
+    assert (tmp_path / "last.pt").stat().st_mtime_ns == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(parts, tmp_path):
+    fit(parts, tmp_path)
+    with pytest.raises(CheckpointError, match="does not belong to this model"):
+        train(build(parts, **{"uq.members": 3}), *parts, short_training(epochs=5, precision="float64"), 0, tmp_path)
+
+
+def test_epoch_order_is_a_permutation_that_depends_on_seed_and_epoch():
+    orders = [torch.cat(list(epoch_batches(50, 8, seed, epoch))) for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2]) and not torch.equal(orders[0], orders[3])
+    assert all(torch.equal(order.sort().values, torch.arange(50)) for order in orders)
+
+
+def test_two_processes_follow_the_curve_of_one(parts, tmp_path):
+    one = fit(parts, tmp_path / "one", batch_size=5, devices=1)
+    two = fit(parts, tmp_path / "two", batch_size=5, devices=2)
+    pd.testing.assert_frame_equal(one, two, rtol=1e-6)
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(a[name].double(), b[name].double(), rtol=1e-4, atol=1e-7) for name in a)
+
+
+def test_non_finite_training_stops_with_one_line(parts, tmp_path):
+    with pytest.raises(TrainingError, match=r"diverged in epoch \d+: the (loss|gradient) is (nan|inf).*training.lr"):
+        fit(parts, tmp_path, lr=1e12, warmup_steps=0)
+
+
+def test_non_finite_gradients_are_not_skipped(parts, tmp_path, monkeypatch):
+    # sqrt at zero: the loss is finite, its gradient is not.
+    monkeypatch.setitem(POINT_LOSSES, "norm", lambda residual: (residual * 0).sum(-1).sqrt())
+    with pytest.raises(TrainingError, match="gradient is nan"):
+        fit(parts, tmp_path)
+
+
+def test_a_wall_clock_budget_ends_training_annealed(parts, tmp_path):
+    history = fit(parts, tmp_path, epochs=100_000, max_seconds=3.0)
+    assert 1 <= len(history) < 5000
+    assert history.lr.iloc[-1] < 0.2 * history.lr.max()
+
+
+# ------------------------------------------------------------------------------------------------ loss
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_the_objective_is_the_weighted_loss_in_kcal_per_mol(parts, members):
+    method = build(parts) if members == 2 else build(parts, "deterministic")
+    settings = short_training(energy_weight=0.3, force_weight=2.0, force_loss="mae", precision="float64")
+    graphs = graphs_of(parts[0])
+    batch = graphs.batch(range(6))
+    loss, terms = Objective(method, settings)(graphs, torch.arange(6), (6, len(batch.numbers)))
+    output = method.potential(batch)
+    energy = (output.energy - batch.energies).abs().mean(-1).sum() * 23.060548
+    forces = (output.forces - batch.forces).abs().mean((-2, -1)).sum() * 23.060548
+    assert float(loss) == pytest.approx(float(0.3 * energy + 2.0 * forces), rel=1e-6)
+    assert terms.shape == (4,)
+
+
+@pytest.mark.parametrize("key", ["energy_weight", "force_weight", "force_loss", "batch_size", "lr", "ema_decay", "gradient_clip"])
+def test_every_setting_changes_the_result(parts, tmp_path, key):
+    changed = {
+        "energy_weight": 0.2, "force_weight": 0.5, "force_loss": "mse", "batch_size": 7, "lr": 1e-3,
+        "ema_decay": None, "gradient_clip": 0.1,
+    }[key]  # fmt: skip
+    fit(parts, tmp_path / "a", epochs=2)
+    fit(parts, tmp_path / "b", epochs=2, **{key: changed})
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_members_train_as_they_would_alone(parts, tmp_path):
+    """Joint training is a matter of speed: member 0 follows the single model with the same random stream."""
+    settings = short_training(precision="float64", epochs=2, ema_decay=None, gradient_clip=0.5)
+    for uq in ("ensemble", "deterministic"):
+        (tmp_path / uq).mkdir()
+        train(build(parts, uq), *parts, settings, 0, tmp_path / uq)
+    joint = load_checkpoint(tmp_path / "ensemble" / "last.pt")["model"]
+    alone = load_checkpoint(tmp_path / "deterministic" / "last.pt")["model"]
+    trained = [name for name, value in joint.items() if value.dim() > 1 or "bias" in name]
+    assert trained
+    for name in trained:
+        assert torch.allclose(joint[name][0], alone[name], rtol=1e-6, atol=1e-9), name
+        assert not torch.equal(joint[name][0], joint[name][1]) or "bias" in name, name
+
+
+def test_clipping_acts_on_each_member_alone(parts):
+    method = build(parts)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in method.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        parameter.grad[1] *= 1e-6
+    before = [parameter.grad.clone() for parameter in method.parameters()]
+    clip_members(method, 2, 0.5)
+    norms = torch.stack([p.grad.flatten(1).square().sum(1) for p in method.parameters()]).sum(0).sqrt()
+    assert float(norms[0]) == pytest.approx(0.5, rel=1e-4)
+    assert all(torch.equal(p.grad[1], old[1]) for p, old in zip(method.parameters(), before, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ schedule
+
+
+def test_plateau_agrees_with_torch():
+    settings = short_training(schedule="plateau", patience=2, factor=0.5, lr=1e-2, min_lr=1e-9, warmup_steps=0)
+    ours = Schedule(settings, 1000)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1e-2)
+    theirs = ReduceLROnPlateau(optimizer, patience=2, factor=0.5, threshold=1e-4, threshold_mode="rel")
+    generator = np.random.default_rng(0)
+    for loss in 1 + np.exp(-np.arange(60) / 10) * generator.random(60):
+        ours.after_epoch(loss)
+        theirs.step(loss)
+        assert ours.lr(0.0) == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert ours.lr(0.0) < 1e-2
+
+
+def test_plateau_ends_below_the_least_learning_rate():
+    schedule = Schedule(short_training(schedule="plateau", patience=1, factor=0.1, lr=1e-3, min_lr=1e-5), 10)
+    for _ in range(4):
+        schedule.after_epoch(1.0)
+    assert not schedule.exhausted
+    for _ in range(4):
+        schedule.after_epoch(1.0)
+    assert schedule.exhausted
+
+
+def test_cosine_warms_up_and_anneals():
+    schedule = Schedule(short_training(schedule="cosine", lr=1e-3, min_lr=1e-6, warmup_steps=9), 100)
+    rates = []
+    for step in range(101):
+        schedule.steps = step
+        rates.append(schedule.lr(0.0))
+    assert rates[0] == pytest.approx(1e-4, rel=1e-2)
+    assert rates[50] == pytest.approx(0.5 * (1e-3 + 1e-6))
+    assert rates[100] == pytest.approx(1e-6)
+    assert copy.copy(schedule).state_dict() == schedule.state_dict()
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.0}, {"epochs": 0}, {"batch_size": -1}, {"factor": 1.5}, {"ema_decay": 1.0}, {"batch_size": 1, "devices": 2}]
+)
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ConfigError, match=f"training.{next(iter(change))}"):
+        short_training(**change)
+
+
+def test_all_impossible_settings_are_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        short_training(lr=-1.0, epochs=0, factor=2.0)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+# ------------------------------------------------------------------------------------------------ kill
+
+
+def test_kill_in_mid_training_changes_nothing(tmp_path):
+    """The command line as a user has it: kill -9, the same command again, the same bits as without the kill."""
+    command = [
+        sys.executable, "-m", "uqbench", "train", "uq.members=2", "dataset.n_train=40", "dataset.n_validation=10",
+        "dataset.n_test=10", "backbone.features=8", "training.epochs=30", "training.checkpoint_seconds=0",
+        "evaluation.bootstrap=0",
+    ]  # fmt: skip
+    subprocess.run([*command, f"outputs={tmp_path / 'whole'}"], check=True, capture_output=True)
+    cut = subprocess.Popen([*command, f"outputs={tmp_path / 'cut'}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (history := list(tmp_path.glob("cut/**/history.csv"))) or len(history[0].read_text().splitlines()) < 4:
+        assert cut.poll() is None, cut.stderr.read()
+        time.sleep(0.01)
+    cut.send_signal(signal.SIGKILL)
+    cut.communicate()
+    assert len(history[0].read_text().splitlines()) < 31, "the run ended before it was killed"
+    again = subprocess.run([*command, f"outputs={tmp_path / 'cut'}"], check=True, capture_output=True, text=True)
+    (whole,), (cut_run,) = tmp_path.glob("whole/**/best.pt"), tmp_path.glob("cut/**/best.pt")
+    assert_equal_runs(whole.parent, cut_run.parent)
+    assert "Forces" in again.stdout
+
+
+def test_normalisation_of_a_single_molecule_reproduces_its_mean_energy(ethanol):
+    constants = Normalisation.fit(ethanol)
+    reference = sum(
+        constants.references[constants.elements.index(z)] for z in ethanol.numbers[: ethanol.n_atoms[0]].tolist()
+    )
+    assert reference == pytest.approx(ethanol.energies.mean(), rel=1e-12)
+    assert constants.scale == pytest.approx(np.sqrt((ethanol.forces**2).mean()))
