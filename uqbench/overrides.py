@@ -40,7 +40,8 @@ class Request:
         parsed = [override for text in overrides if (override := self._parse(text))]
         self.hydra = tuple(override.input_line for override in parsed if override.is_hydra_override())
         self.base = self._compose(())
-        self.groups = {key: option for key, option in self.base.hydra.runtime.choices.items() if "hydra/" not in key}
+        choices = reversed(self.base.hydra.runtime.choices.items())  # now in the order of the defaults list
+        self.groups = {group: option for group, option in choices if "hydra/" not in group}
         tasks = [self._check_form(override) for override in parsed if not override.is_hydra_override()]
         # Of several settings of one key the last counts, as for values in Hydra; for groups Hydra would object.
         self.tasks = list({override.get_key_element(): override for override in tasks if override}.values())

@@ -39,7 +39,7 @@ class Ensemble(UQMethod):
         self.potential = build_potential(members, {})
         self.members, self.ddof, self.bootstrap = members, ddof, bootstrap
         # (M, training frames): how often each member sees each frame.
-        self.register_buffer("weights", None)
+        self.register_buffer("weights", None, persistent=False)  # drawn anew from the seed
 
     def begin(self, n_train: int, seed: int) -> None:
         if self.bootstrap:

@@ -1,0 +1,119 @@
+"""`uqbench train` and `uqbench evaluate` from the command line to the metric table."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from uqbench.cli import main
+from uqbench.results.tables import COLUMNS
+
+SMALL = [
+    "uq.members=2", "dataset.n_train=40", "dataset.n_validation=10", "dataset.n_test=12", "backbone.features=8",
+    "training.epochs=2", "evaluation.bootstrap=10",
+]  # fmt: skip
+
+
+def train(outputs, *overrides):
+    return main(["train", f"outputs={outputs}", *SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run and the folder of all runs."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    assert train(outputs) == 0
+    (run,) = outputs.glob("train/quickstart-ethanol/painn_small/ensemble/seed0-*")
+    return run, outputs
+
+
+def test_a_run_directory_holds_what_a_reader_expects(trained):
+    run, _ = trained
+    names = {
+        "config.yaml", "run.json", "splits.json", "history.csv", "best.pt", "last.pt", "calibration.json",
+        "predictions_validation.parquet", "predictions_test.parquet", "metrics.csv",
+    }  # fmt: skip
+    assert names <= {path.name for path in run.iterdir()}
+    info = json.loads((run / "run.json").read_text())
+    assert info["status"] == "done" and info["device"] == "cpu"
+    assert {"train", "evaluate"} <= info["seconds"].keys() and info["peak_memory_mb"] > 0
+    assert len(info["data_sha256"]) == 64
+    splits = json.loads((run / "splits.json").read_text())
+    assert {name: len(frames) for name, frames in splits.items()} == {"train": 40, "validation": 10, "test": 12}
+
+
+def test_metrics_are_tidy_and_agree_with_the_predictions(trained):
+    run, _ = trained
+    table = pd.read_csv(run / "metrics.csv")
+    assert list(table.columns) == list(COLUMNS)
+    assert set(table.command) == {"train"} and set(table.split) == {"test"} and set(table.uq) == {"ensemble"}
+    value = table.set_index(["target", "metric"]).value
+    predictions = pd.read_parquet(run / "predictions_test.parquet")
+    error = np.concatenate(predictions.forces) - np.concatenate(predictions.forces_reference)
+    assert value["forces", "mae"] == pytest.approx(np.abs(error).mean())
+    assert value["energy", "rmse"] == pytest.approx(np.sqrt(((predictions.energy - predictions.energy_reference) ** 2).mean()))
+    for target in ("forces", "energy"):
+        for metric in ("spearman", "roc_auc_80", "roc_auc_90", "roc_auc_95", "miscalibration_area", "nll", "cnll"):
+            assert np.isfinite(value[target, metric]), (target, metric)
+    assert np.isfinite(value["forces", "miscalibration_area_norm"])
+    for cost in ("training_time", "inference_time", "parameters", "peak_memory"):
+        assert value["cost", cost] > 0
+
+
+def test_a_done_run_prints_its_table_and_is_left_alone(trained, capsys):
+    run, outputs = trained
+    files = [path for path in run.iterdir() if path.name != ".lock"]
+    before = [path.stat().st_mtime_ns for path in files]
+    capsys.readouterr()
+    assert train(outputs) == 0
+    assert "spearman" in capsys.readouterr().out
+    assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_evaluating_the_own_test_split_gives_the_same_numbers(trained):
+    run, outputs = trained
+    assert main(["evaluate", f"run={run}", f"outputs={outputs}", "evaluation.bootstrap=10"]) == 0
+    (folder,) = outputs.glob("evaluate/quickstart-ethanol/painn_small/ensemble/seed0-*")
+    ours, theirs = (pd.read_csv(path / "metrics.csv").query("target != 'cost'") for path in (folder, run))
+    keys = ["target", "population", "metric"]
+    merged = ours.merge(theirs, on=keys, suffixes=("", "_train"))
+    assert len(merged) == len(ours) == len(theirs)
+    np.testing.assert_allclose(merged.value, merged.value_train, rtol=1e-12)
+    np.testing.assert_allclose(merged.ci_low, merged.ci_low_train, rtol=1e-12)
+
+
+def test_evaluating_other_data(trained, tmp_path):
+    run, outputs = trained
+    from uqbench.datasets.quickstart import Quickstart
+
+    frames = Quickstart(n_train=30, n_validation=10, n_test=20, block=1, split_seed=0).load()[:6]
+    from ase.io import write
+
+    write(tmp_path / "few.extxyz", frames.to_atoms())
+    command = ["evaluate", f"run={run}", f"outputs={tmp_path}", "dataset=file", f"dataset.path={tmp_path / 'few.extxyz'}"]
+    assert main([*command, "split=all"]) == 0
+    (table,) = tmp_path.glob("evaluate/**/predictions_all.parquet")
+    np.testing.assert_allclose(pd.read_parquet(table).energy_reference, frames.energies)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run=nowhere"], "no such run"),
+        (["split=tset"], "did you mean 'test'"),
+        (["split=validatoin"], "did you mean 'validation'"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_do(trained, tmp_path, capsys, overrides, message):
+    run, _ = trained
+    assert main(["evaluate", f"run={run}", f"outputs={tmp_path}", *overrides]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_setting_is_another_run(trained, tmp_path):
+    run, outputs = trained
+    assert train(outputs, "training.lr=1e-3") == 0
+    assert len(list(outputs.glob("train/quickstart-ethanol/painn_small/ensemble/seed0-*"))) == 2

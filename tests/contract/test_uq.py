@@ -1,0 +1,166 @@
+"""What every uncertainty method must hold, with every backbone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import graphs_of, options, short_training, small_method
+from scipy.spatial.transform import Rotation
+from scipy.stats import spearmanr
+
+from uqbench.checkpoints import load_best
+from uqbench.rundir import save_checkpoint
+from uqbench.training import train
+from uqbench.uq.base import UQMethod
+
+PER_ATOM = ("forces", "force_variance", "score")
+PER_STRUCTURE = ("energy", "energy_variance", "energy_score")
+
+pairs = [(backbone, uq) for backbone in options("backbone") for uq in options("uq")]
+
+
+@pytest.fixture(scope="module")
+def fitted(ethanol):
+    """Untrained but fitted methods by name, made once."""
+    made: dict[tuple[str, str], UQMethod] = {}
+
+    def make(backbone: str, uq: str) -> UQMethod:
+        if (backbone, uq) not in made:
+            method = small_method(ethanol, backbone, uq).eval()
+            method.begin(len(ethanol), seed=0)
+            method.fit(ethanol, batch_size=16)
+            made[backbone, uq] = method
+        return made[backbone, uq]
+
+    return make
+
+
+@pytest.fixture(params=pairs, ids="-".join)
+def names(request) -> tuple[str, str]:
+    return request.param
+
+
+@pytest.fixture
+def both(names, fitted):
+    return fitted(*names)
+
+
+def predict(method, structures):
+    graphs = graphs_of(structures)
+    return method.predict(graphs.batch(range(len(graphs))))
+
+
+def values(prediction, name):
+    found = getattr(prediction, name)
+    return None if found is None else found.numpy()
+
+
+def assert_same(a, b, permutation=None, rtol=1e-7):
+    for name in ("score", "force_variance", *PER_STRUCTURE):
+        first, second = values(a, name), values(b, name)
+        assert (first is None) == (second is None)
+        if first is not None:
+            if permutation is not None and name in PER_ATOM:
+                first = first[permutation]
+            np.testing.assert_allclose(second, first, rtol=rtol, atol=1e-10 * np.abs(first).max(), err_msg=name)
+
+
+def test_shapes_types_and_signs(both, ethanol):
+    prediction = predict(both, ethanol)
+    n_atoms, n_frames = len(ethanol.numbers), len(ethanol)
+    assert prediction.forces.shape == (n_atoms, 3) and prediction.energy.shape == (n_frames,)
+    assert prediction.energy.dtype == torch.float64
+    for name, size in (("score", n_atoms), ("energy_score", n_frames)):
+        assert values(prediction, name).shape == (size,) and np.isfinite(values(prediction, name)).all()
+    for name, size in (("force_variance", n_atoms), ("energy_variance", n_frames)):
+        if values(prediction, name) is not None:
+            assert values(prediction, name).shape == (size,) and (values(prediction, name) > 0).all()
+
+
+def test_invariance_under_rotation_reflection_and_translation(both, ethanol):
+    frames = ethanol[:4]
+    matrix = -Rotation.from_euler("xyz", [0.3, -1.1, 2.0]).as_matrix()
+    moved = dataclasses.replace(frames, positions=frames.positions @ matrix.T + np.array([5.0, -3.0, 1.0]))
+    a, b = predict(both, frames), predict(both, moved)
+    assert_same(a, b)
+    np.testing.assert_allclose(b.forces.numpy(), a.forces.numpy() @ matrix.T, atol=1e-8)
+
+
+def test_permutation_of_atoms_permutes_the_prediction(both, ethanol):
+    frame = ethanol[:1]
+    order = np.random.default_rng(0).permutation(len(frame.numbers))
+    fields = {name: getattr(frame, name)[order] for name in ("numbers", "positions", "forces")}
+    assert_same(predict(both, frame), predict(both, dataclasses.replace(frame, **fields)), permutation=order)
+
+
+def test_other_structures_in_the_batch_change_nothing(both, ethanol):
+    together, alone = predict(both, ethanol[:5]), predict(both, ethanol[3:4])
+    atoms = slice(ethanol.ptr[3], ethanol.ptr[4])
+    for name in PER_ATOM + PER_STRUCTURE:
+        if values(alone, name) is not None:
+            part = values(together, name)[atoms if name in PER_ATOM else slice(3, 4)]
+            np.testing.assert_allclose(part, values(alone, name), rtol=1e-8, atol=1e-12, err_msg=name)
+
+
+def test_the_score_is_differentiable(both, names, ethanol):
+    """Attacks climb the score: its gradient agrees with finite differences."""
+    graphs = graphs_of(ethanol[:2])
+    batch = graphs.batch([0, 1])
+
+    def total(positions):
+        return both.predict(batch.with_positions(positions), create_graph=True).score.sum()
+
+    positions = batch.positions.clone().requires_grad_(True)
+    score = total(positions)
+    if names[1] == "deterministic":
+        assert not score.requires_grad  # the same everywhere
+        return
+    (gradient,) = torch.autograd.grad(score, positions)
+    assert gradient.abs().max() > 0
+    step = 1e-4
+    for atom, axis in ((0, 0), (7, 1), (12, 2)):
+        shift = torch.zeros_like(positions)
+        shift[atom, axis] = step
+        with torch.no_grad():
+            slope = (total(positions + shift) - total(positions - shift)) / (2 * step)
+        assert float(gradient[atom, axis]) == pytest.approx(float(slope), rel=1e-4, abs=1e-6 * float(gradient.abs().max()))
+
+
+def test_saving_and_loading_gives_the_same_bits(both, names, ethanol, tmp_path):
+    save_checkpoint(tmp_path / "best.pt", {"epoch": 1, "method": both.state_dict()})
+    fresh = small_method(ethanol, *names, seed=7).eval()
+    load_best(tmp_path, fresh)
+    a, b = predict(both, ethanol[:3]), predict(fresh, ethanol[:3])
+    for name in PER_ATOM + PER_STRUCTURE:
+        if values(a, name) is not None:
+            np.testing.assert_array_equal(values(a, name), values(b, name), err_msg=name)
+
+
+def scaled(structures, factor):
+    return dataclasses.replace(structures, energies=structures.energies * factor, forces=structures.forces * factor)
+
+
+def test_labels_times_c_give_std_times_c(both, names, ethanol):
+    """A wrong constant in a variance would pass every ranking metric; it does not pass this."""
+    factor = 7.0
+    method = small_method(scaled(ethanol, factor), *names).eval()
+    method.begin(len(ethanol), seed=0)
+    method.fit(scaled(ethanol, factor), batch_size=16)
+    a, b = predict(both, ethanol), predict(method, ethanol)
+    for name in ("force_variance", "energy_variance"):
+        if values(a, name) is not None:
+            np.testing.assert_allclose(values(b, name), factor**2 * values(a, name), rtol=1e-5, err_msg=name)
+    if names[1] != "deterministic":
+        assert spearmanr(values(a, "score"), values(b, "score")).statistic == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("uq", options("uq"))
+def test_it_trains(uq, ethanol, tmp_path):
+    """A few steps of the real loop lower the loss that the method itself defines."""
+    settings = short_training(epochs=6, lr=3e-3, precision="float64", ema_decay=None)
+    train(small_method(ethanol, "painn_small", uq), ethanol[:30], ethanol[30:40], settings, 0, tmp_path)
+    history = (tmp_path / "history.csv").read_text().splitlines()
+    columns = history[0].split(",")
+    losses = [float(line.split(",")[columns.index("train_loss")]) for line in history[1:]]
+    assert losses[-1] < losses[0]
