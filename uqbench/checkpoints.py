@@ -73,7 +73,7 @@ class Checkpoints:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(
-                f"{self.folder / LAST} does not belong to this model ({reason}); delete the run directory to start again"
+                f"{self.folder / LAST} does not belong to this model ({reason}); delete the run to start again"
             ) from error
 
     def save(self, state: TrainingState, *, final: bool) -> None:

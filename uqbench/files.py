@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,8 @@ def load_checkpoint(path: str | os.PathLike) -> Any:
         with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare the checksums
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("checksum")
-        record = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about a foreign file's protocol; what matters is raised
+            record = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or damaged file can fail in any way
         if isinstance(error, pickle.UnpicklingError):
             raise CheckpointError(f"{path}: refused: it holds more than tensors and plain values") from error

@@ -15,15 +15,15 @@ from uqbench.structures import Structures
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """A disjoint union of S frames as one graph with N atoms and E directed edges.
+    """A disjoint union of S frames as one graph with N atoms and P pairs of neighbours.
 
     Attributes:
         positions: (N, 3) Å.
         numbers: (N,) atomic numbers.
         system: (N,) frame that owns each atom.
-        receivers: (E,) atom i that the message goes to; ascending.
-        senders: (E,) atom j that the message comes from.
-        shifts: (E, 3) Å, lattice translation of the sender's image: r_ij = x_j + shift - x_i.
+        first, second: (P,) atoms i and j of each pair of neighbours; a pair of edges, i <- j and j <- i. Every image
+            within the cutoff makes a pair of its own, an atom with itself included, each once.
+        shifts: (P, 3) Å, lattice translation of the second atom's image: r_ij = x_j + shift - x_i.
         cells: (S, 3, 3) Å.
         pbc: (S, 3).
         ptr: (S + 1,) frame s owns the atoms ptr[s]:ptr[s + 1].
@@ -35,8 +35,8 @@ class Batch:
     positions: Tensor
     numbers: Tensor
     system: Tensor
-    receivers: Tensor
-    senders: Tensor
+    first: Tensor
+    second: Tensor
     shifts: Tensor
     cells: Tensor
     pbc: Tensor
@@ -58,7 +58,7 @@ class Batch:
         return Batch(**{field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)})
 
     def with_positions(self, positions: Tensor) -> Batch:
-        """Return the batch at other positions (N, 3) with the same edges, for derivatives and attacks."""
+        """Return the batch at other positions (N, 3) with the same pairs, for derivatives and attacks."""
         return dataclasses.replace(self, positions=positions)
 
 
@@ -73,7 +73,7 @@ class GraphSet:
         self, structures: Structures, cutoff: float, *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
         self.cutoff = cutoff
-        senders, receivers, shifts, edge_ptr = neighbour_lists(structures, cutoff)
+        first, second, shifts, pair_ptr = neighbour_lists(structures, cutoff)
 
         def tensor(array, dtype=None):
             return torch.as_tensor(array, dtype=dtype).to(device)
@@ -84,9 +84,9 @@ class GraphSet:
         self._pbc = tensor(structures.pbc)
         self._energies = tensor(structures.energies, torch.float64)
         self._forces = tensor(structures.forces, dtype)
-        self._senders, self._receivers = tensor(senders), tensor(receivers)
+        self._first, self._second = tensor(first), tensor(second)
         self._shifts = tensor(shifts, dtype)
-        self._ptr, self._edge_ptr = tensor(structures.ptr), tensor(edge_ptr)
+        self._ptr, self._pair_ptr = tensor(structures.ptr), tensor(pair_ptr)
 
     def __len__(self) -> int:
         return len(self._energies)
@@ -100,15 +100,15 @@ class GraphSet:
         """Return the frames with these indices (S,), in this order, as one graph."""
         index = torch.as_tensor(frames, dtype=torch.int64).to(self._ptr.device)
         atoms, ptr, system = _gather_ragged(self._ptr, index)
-        edges, _, edge_system = _gather_ragged(self._edge_ptr, index)
-        offset = ptr[:-1][edge_system]
+        pairs, _, pair_system = _gather_ragged(self._pair_ptr, index)
+        offset = ptr[:-1][pair_system]
         return Batch(
             positions=self._positions[atoms],
             numbers=self._numbers[atoms],
             system=system,
-            receivers=self._receivers[edges] + offset,
-            senders=self._senders[edges] + offset,
-            shifts=self._shifts[edges],
+            first=self._first[pairs] + offset,
+            second=self._second[pairs] + offset,
+            shifts=self._shifts[pairs],
             cells=self._cells[index],
             pbc=self._pbc[index],
             ptr=ptr,
@@ -122,16 +122,13 @@ class GraphSet:
         return [self.batch(chunk) for chunk in torch.arange(len(self)).split(size)]
 
 
-def neighbour_lists(
-    structures: Structures, cutoff: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return senders (E,), receivers (E,), shifts (E, 3) in Å and edge_ptr (S + 1,) of all frames.
+def neighbour_lists(structures: Structures, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return first (P,), second (P,), shifts (P, 3) in Å and pair_ptr (S + 1,) of all frames; atoms as in `Batch`.
 
-    Atom indices count from the start of their own frame; edges are sorted by receiver within it. Every image within
-    the cutoff is an edge of its own, so a cell smaller than the cutoff keeps its self images.
+    Atom indices count from the start of their own frame. Raises DataError when two images coincide.
     """
-    finder = NeighborList(cutoff=cutoff, full_list=True, sorted=True)
-    senders, receivers, shifts, counts = [], [], [], [0]
+    finder = NeighborList(cutoff=cutoff, full_list=False, sorted=True)
+    first, second, shifts, counts = [], [], [], [0]
     for s in range(len(structures)):
         atoms = slice(structures.ptr[s], structures.ptr[s + 1])
         pbc = structures.pbc[s]
@@ -140,13 +137,13 @@ def neighbour_lists(
         )
         if len(distance) and distance.min() < 1e-6:
             raise DataError(
-                f"{structures.origin}: frame {structures.ids[s]} has coincident atoms; remove the frame or check its cell"
+                f"{structures.origin}: frame {structures.ids[s]} has coincident atoms; remove it or check its cell"
             )
-        receivers.append(i.astype(np.int64))
-        senders.append(j.astype(np.int64))
+        first.append(i.astype(np.int64))
+        second.append(j.astype(np.int64))
         shifts.append(image @ structures.cells[s])
         counts.append(len(i))
-    return (np.concatenate(senders), np.concatenate(receivers), np.concatenate(shifts), np.cumsum(counts))
+    return (np.concatenate(first), np.concatenate(second), np.concatenate(shifts), np.cumsum(counts))
 
 
 def _complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

@@ -38,7 +38,9 @@ def load_method(run: Run) -> UQMethod:
     path = Path(run.path) / BEST
     weights = load_checkpoint(path).get("method", {})
     try:
-        normalisation = Normalisation.from_state({key.removeprefix("potential."): value for key, value in weights.items()})
+        normalisation = Normalisation.from_state(
+            {key.removeprefix("potential."): value for key, value in weights.items()}
+        )
     except KeyError as error:
         raise CheckpointError(f"{path} is no checkpoint of a potential: it lacks {error}") from error
     method = build_method(run.config, normalisation)

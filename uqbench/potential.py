@@ -11,6 +11,7 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from uqbench.backbones.blocks import ACTIVATIONS, MLP, Geometry, Initialiser
+from uqbench.backbones.messages import Pairs, Wanted
 from uqbench.errors import DataError
 from uqbench.graph import Batch
 from uqbench.structures import Structures
@@ -121,10 +122,14 @@ class Potential(nn.Module):
                 positions = positions.expand(self.members, *positions.shape)
             if not (create_graph and positions.requires_grad):
                 positions = positions.detach().clone().requires_grad_(True)
-            latents = self.backbone(self._geometry(batch, positions))
+            geometry = self._geometry(batch, positions)
+            latents = self.backbone(geometry)
             atomic = self.heads["energy"](latents).squeeze(-1) * self.scale
             # Every atom's energy depends on its own frame and member only: the gradient of the sum holds all forces.
-            (gradient,) = torch.autograd.grad(atomic.sum(), positions, create_graph=create_graph)
+            with geometry.wanted.only_positions():
+                (gradient,) = torch.autograd.grad(atomic.sum(), positions, create_graph=create_graph)
+            # Later passes come from a loss on the output; only the caller's own positions are within their reach.
+            geometry.wanted.positions = batch.positions.requires_grad
             heads = {name: head(latents) for name, head in self.heads.items() if name != "energy"}
         output = Output(self._energy(batch, atomic), -gradient, latents, heads)
         return output if create_graph else _detached(output)
@@ -142,16 +147,10 @@ class Potential(nn.Module):
             unknown = sorted({chemical_symbols[z] for z in batch.numbers[species < 0].tolist()})
             known = [chemical_symbols[z] for z in self.species_of_element.ge(0).nonzero().flatten().tolist()]
             raise DataError(f"the potential was not trained on {', '.join(unknown)}; it knows {', '.join(known)}")
-        n_atoms = len(batch.numbers)
-        receivers, senders = batch.receivers, batch.senders
-        if self.members is not None:
-            offset = n_atoms * torch.arange(self.members, device=receivers.device).unsqueeze(-1)
-            receivers, senders = (receivers + offset).flatten(), (senders + offset).flatten()
-        flat = positions.reshape(-1, 3)
-        vectors = flat.index_select(0, senders) - flat.index_select(0, receivers)
-        vectors = vectors.view(*positions.shape[:-2], -1, 3) + batch.shifts
+        pairs = Pairs(batch.first, batch.second, len(batch.numbers), self.members or 1)
+        vectors = positions.index_select(-2, batch.second) - positions.index_select(-2, batch.first) + batch.shifts
         distances = torch.linalg.vector_norm(vectors, dim=-1)
-        return Geometry(distances, vectors / distances.unsqueeze(-1), species, receivers, senders)
+        return Geometry(distances, vectors / distances.unsqueeze(-1), species, pairs, Wanted())
 
 
 def _detached(output: Output) -> Output:

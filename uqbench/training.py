@@ -74,12 +74,14 @@ class Training:
     precision: Literal["float32", "float64"]
     accelerator: Literal["cpu", "gpu", "cuda", "auto"]
     devices: int
-    strategy: str
+    strategy: Literal["auto", "ddp_spawn", "ddp_fork"]
     checkpoint_seconds: float
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "lr", "devices", "patience")
-        wrong = [f"training.{name}: must be > 0, got {getattr(self, name)}" for name in positive if getattr(self, name) <= 0]
+        wrong = [
+            f"training.{name}: must be > 0, got {getattr(self, name)}" for name in positive if getattr(self, name) <= 0
+        ]
         for name in ("energy_weight", "force_weight", "min_lr", "warmup_steps", "checkpoint_seconds"):
             if getattr(self, name) < 0:
                 wrong.append(f"training.{name}: must be >= 0, got {getattr(self, name)}")
@@ -93,7 +95,9 @@ class Training:
         if self.energy_weight == self.force_weight == 0:
             wrong.append("training.energy_weight and training.force_weight are both 0: there is nothing to learn")
         if self.batch_size < self.devices:
-            wrong.append(f"training.batch_size: {self.batch_size} is less than one frame for each of {self.devices} devices")
+            wrong.append(
+                f"training.batch_size: {self.batch_size} is less than one frame for each of {self.devices} devices"
+            )
         if wrong:
             raise ConfigError("\n".join(wrong))
 
@@ -153,6 +157,7 @@ def _train(
 
     while state.epoch < settings.epochs and not state.stopped:
         model.train()
+        method.begin_epoch(state.epoch, settings.epochs)
         totals = Totals()
         for frames in epoch_batches(len(train_set), settings.batch_size, seed, state.epoch):
             lr = schedule.lr(elapsed=time.monotonic() - started)
@@ -263,8 +268,8 @@ def _check_finite(loss: Tensor, model: nn.Module, epoch: int, settings: Training
     for name, value in (("loss", loss), ("gradient", norm)):
         if not torch.isfinite(value):
             raise TrainingError(
-                f"training diverged in epoch {epoch + 1}: the {name} is {float(value.detach())}; try a training.lr below "
-                f"{settings.lr:g} or set training.gradient_clip"
+                f"training diverged in epoch {epoch + 1}: the {name} is {float(value.detach())}; "
+                f"try a training.lr below {settings.lr:g} or set training.gradient_clip"
             )
 
 

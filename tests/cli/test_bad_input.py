@@ -102,7 +102,9 @@ def test_bad_data_is_one_line(command, case, tmp_path, capsys):
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("overrides", [["trainning.lr=1"], ["uq=ensembel"], ["uq._target_=os.system"], ["training.lr=fast"]])
+@pytest.mark.parametrize(
+    "overrides", [["trainning.lr=1"], ["uq=ensembel"], ["uq._target_=os.system"], ["training.lr=fast"]]
+)
 def test_bad_settings_are_one_line(overrides, tmp_path, capsys):
     assert main(["train", *overrides, f"outputs={tmp_path / 'outputs'}"]) == 2
     captured = capsys.readouterr()

@@ -52,7 +52,9 @@ def test_metrics_are_tidy_and_agree_with_the_predictions(trained):
     predictions = pd.read_parquet(run / "predictions_test.parquet")
     error = np.concatenate(predictions.forces) - np.concatenate(predictions.forces_reference)
     assert value["forces", "mae"] == pytest.approx(np.abs(error).mean())
-    assert value["energy", "rmse"] == pytest.approx(np.sqrt(((predictions.energy - predictions.energy_reference) ** 2).mean()))
+    assert value["energy", "rmse"] == pytest.approx(
+        np.sqrt(((predictions.energy - predictions.energy_reference) ** 2).mean())
+    )
     for target in ("forces", "energy"):
         for metric in ("spearman", "roc_auc_80", "roc_auc_90", "roc_auc_95", "miscalibration_area", "nll", "cnll"):
             assert np.isfinite(value[target, metric]), (target, metric)
@@ -91,7 +93,13 @@ def test_evaluating_other_data(trained, tmp_path):
     from ase.io import write
 
     write(tmp_path / "few.extxyz", frames.to_atoms())
-    command = ["evaluate", f"run={run}", f"outputs={tmp_path}", "dataset=file", f"dataset.path={tmp_path / 'few.extxyz'}"]
+    command = [
+        "evaluate",
+        f"run={run}",
+        f"outputs={tmp_path}",
+        "dataset=file",
+        f"dataset.path={tmp_path / 'few.extxyz'}",
+    ]
     assert main([*command, "split=all"]) == 0
     (table,) = tmp_path.glob("evaluate/**/predictions_all.parquet")
     np.testing.assert_allclose(pd.read_parquet(table).energy_reference, frames.energies)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from conftest import graphs_of, options, short_training, small_method
 from scipy.spatial.transform import Rotation
-from scipy.stats import spearmanr
+from scipy.stats import mannwhitneyu, spearmanr
 
 from uqbench.checkpoints import load_best
+from uqbench.datasets.quickstart import Quickstart
+from uqbench.metrics.ranking import roc_auc, spearman
 from uqbench.rundir import save_checkpoint
 from uqbench.training import train
 from uqbench.uq.base import UQMethod
@@ -124,7 +126,9 @@ def test_the_score_is_differentiable(both, names, ethanol):
         shift[atom, axis] = step
         with torch.no_grad():
             slope = (total(positions + shift) - total(positions - shift)) / (2 * step)
-        assert float(gradient[atom, axis]) == pytest.approx(float(slope), rel=1e-4, abs=1e-6 * float(gradient.abs().max()))
+        assert float(gradient[atom, axis]) == pytest.approx(
+            float(slope), rel=1e-4, abs=1e-6 * float(gradient.abs().max())
+        )
 
 
 def test_saving_and_loading_gives_the_same_bits(both, names, ethanol, tmp_path):
@@ -153,6 +157,13 @@ def test_labels_times_c_give_std_times_c(both, names, ethanol):
             np.testing.assert_allclose(values(b, name), factor**2 * values(a, name), rtol=1e-5, err_msg=name)
     if names[1] != "deterministic":
         assert spearmanr(values(a, "score"), values(b, "score")).statistic == pytest.approx(1.0, abs=1e-6)
+        errors = [
+            ((values(prediction, "forces") - forces) ** 2).sum(1)
+            for prediction, forces in ((a, ethanol.forces), (b, factor * ethanol.forces))
+        ]
+        for metric, options_ in ((spearman, ()), (roc_auc, (0.8,))):
+            before, after = (metric(values(p, "score"), e, *options_) for p, e in zip((a, b), errors, strict=True))
+            assert after == pytest.approx(before, abs=1e-6)
 
 
 @pytest.mark.parametrize("uq", options("uq"))
@@ -164,3 +175,45 @@ def test_it_trains(uq, ethanol, tmp_path):
     columns = history[0].split(",")
     losses = [float(line.split(",")[columns.index("train_loss")]) for line in history[1:]]
     assert losses[-1] < losses[0]
+
+
+def stretched(structures, factor):
+    """All bonds longer by this factor, about the centre of each frame."""
+    centres = np.add.reduceat(structures.positions, structures.ptr[:-1]) / structures.n_atoms[:, None]
+    centres = np.repeat(centres, structures.n_atoms, axis=0)
+    return dataclasses.replace(structures, positions=centres + factor * (structures.positions - centres))
+
+
+# Methods that do not reliably notice bonds stretched by 30 %, with the probability that they score such a frame above
+# one of the test split (0.5: no difference, 1: always above). The heads of MVE and evidential regression learn from
+# in-domain errors only, and what they say elsewhere is a matter of chance: seeds and recipes give all of these numbers.
+UNRELIABLE_OUT_OF_DOMAIN = {
+    "deterministic": "0.5: its score is constant",
+    "mve": "0.00, 0.00, 0.01 for three seeds of a recipe as below, 1.00 with more features and epochs",
+    "evidential": "0.00 and 0.98 for two seeds of a recipe as below, 0.22 with more features and epochs",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uq", options("uq"))
+def test_out_of_domain_scores_above_in_domain(uq, tmp_path, record_property):
+    """After a short training on the embedded data, frames with stretched bonds are told from test frames."""
+    quickstart = Quickstart(n_train=700, n_validation=100, n_test=200, block=100, split_seed=0)
+    structures = quickstart.load()
+    train_set, validation, test = (structures[frames] for frames in quickstart.split(structures).values())
+    method = small_method(train_set, "painn_small", uq, **{"backbone.features": 16})
+    settings = short_training(epochs=8, lr=5e-3)
+    train(method, train_set[::3], validation[::2], settings, 0, tmp_path)
+    load_best(tmp_path, method)
+    method.to(torch.float64).eval().fit(train_set[::3], batch_size=64)
+    inside, outside = predict(method, test[::2]), predict(method, stretched(test[::2], 1.3))
+    found = {}
+    for name in ("energy_score", "score"):
+        a, b = values(inside, name), values(outside, name)
+        found[name] = mannwhitneyu(b, a).statistic / (len(a) * len(b))
+        record_property(f"out_of_domain_{name}", found[name])
+    summary = f"stretched above test: frames {found['energy_score']:.3f}, atoms {found['score']:.3f}"
+    print(uq, summary)
+    if uq in UNRELIABLE_OUT_OF_DOMAIN:
+        pytest.xfail(f"{summary}; known: {UNRELIABLE_OUT_OF_DOMAIN[uq]}")
+    assert found["energy_score"] >= 0.9, summary

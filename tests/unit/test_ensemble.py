@@ -27,9 +27,11 @@ def test_variances_are_those_of_the_members(ethanol, ddof):
 
 
 def test_the_norm_of_the_variances_would_not_be_rotation_invariant():
-    """Why the trace: of two forces that differ along a diagonal, the norm changes under rotation, the trace does not."""
+    """Why the trace: under rotation the norm of the three variances changes, their sum does not."""
     forces = torch.tensor([[[1.0, 0.0, 0.0]], [[-1.0, 0.0, 0.0]]], dtype=torch.float64)
-    turned = forces @ torch.tensor([[1.0, 1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 2**0.5]], dtype=torch.float64) / 2**0.5
+    turned = (
+        forces @ torch.tensor([[1.0, 1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 2**0.5]], dtype=torch.float64) / 2**0.5
+    )
     assert force_trace_variance(turned, 1) == pytest.approx(force_trace_variance(forces, 1))
     assert float(torch.var(turned, 0).norm()) != pytest.approx(float(torch.var(forces, 0).norm()), rel=0.1)
 

@@ -72,7 +72,9 @@ def test_same_seed_same_bits_and_another_seed_another_model(parts, tmp_path):
         assert_equal_runs(tmp_path / "a", tmp_path / "c")
 
 
-@pytest.mark.parametrize("settings", [{"schedule": "cosine", "ema_decay": 0.9}, {"schedule": "plateau", "ema_decay": None}])
+@pytest.mark.parametrize(
+    "settings", [{"schedule": "cosine", "ema_decay": 0.9}, {"schedule": "plateau", "ema_decay": None}]
+)
 def test_resume_continues_to_the_same_bits(parts, tmp_path, settings, monkeypatch):
     settings |= {"epochs": 4, "patience": 1}
     fit(parts, tmp_path / "whole", **settings)
@@ -115,6 +117,7 @@ def test_epoch_order_is_a_permutation_that_depends_on_seed_and_epoch():
     assert all(torch.equal(order.sort().values, torch.arange(50)) for order in orders)
 
 
+@pytest.mark.slow
 def test_two_processes_follow_the_curve_of_one(parts, tmp_path):
     one = fit(parts, tmp_path / "one", batch_size=5, devices=1)
     two = fit(parts, tmp_path / "two", batch_size=5, devices=2)
@@ -158,7 +161,9 @@ def test_the_objective_is_the_weighted_loss_in_kcal_per_mol(parts, members):
     assert terms.shape == (4,)
 
 
-@pytest.mark.parametrize("key", ["energy_weight", "force_weight", "force_loss", "batch_size", "lr", "ema_decay", "gradient_clip"])
+@pytest.mark.parametrize(
+    "key", ["energy_weight", "force_weight", "force_loss", "batch_size", "lr", "ema_decay", "gradient_clip"]
+)
 def test_every_setting_changes_the_result(parts, tmp_path, key):
     changed = {
         "energy_weight": 0.2, "force_weight": 0.5, "force_loss": "mse", "batch_size": 7, "lr": 1e-3,
@@ -238,7 +243,15 @@ def test_cosine_warms_up_and_anneals():
 
 
 @pytest.mark.parametrize(
-    "change", [{"lr": 0.0}, {"epochs": 0}, {"batch_size": -1}, {"factor": 1.5}, {"ema_decay": 1.0}, {"batch_size": 1, "devices": 2}]
+    "change",
+    [
+        {"lr": 0.0},
+        {"epochs": 0},
+        {"batch_size": -1},
+        {"factor": 1.5},
+        {"ema_decay": 1.0},
+        {"batch_size": 1, "devices": 2},
+    ],
 )
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ConfigError, match=f"training.{next(iter(change))}"):
@@ -254,6 +267,7 @@ def test_all_impossible_settings_are_named_at_once():
 # ------------------------------------------------------------------------------------------------ kill
 
 
+@pytest.mark.slow
 def test_kill_in_mid_training_changes_nothing(tmp_path):
     """The command line as a user has it: kill -9, the same command again, the same bits as without the kill."""
     command = [

@@ -1,6 +1,6 @@
 """What the backbones share: parameters with a member axis, linear layers, radial bases, the cutoff.
 
-Features have atoms or edges on axis -2 and channels on axis -1. With `members` set, every parameter and feature has a
+Features have atoms or pairs on axis -2 and channels on axis -1. With `members` set, every parameter and feature has a
 leading member axis, so that one module computes a whole ensemble in batched matrix products.
 """
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uqbench.backbones.messages import Pairs, Wanted
 from uqbench.errors import ConfigError
 from uqbench.seeding import torch_generator
 
@@ -113,7 +114,7 @@ def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
 
 
 class BesselBasis(nn.Module):
-    """sin(n π r / r_c) / r for n = 1..size, (..., E) -> (..., E, size).
+    """sin(n π r / r_c) / r for n = 1..size, (..., P) -> (..., P, size).
 
     Source: Gasteiger, Groß, Günnemann, ICLR 2020 (arXiv:2003.03123), eq. 7, without its constant prefactor, as in
     Schütt, Unke, Gastegger 2021.
@@ -128,7 +129,7 @@ class BesselBasis(nn.Module):
 
 
 class GaussianBasis(nn.Module):
-    """exp(-(r - r_k)² / (2 Δ²)) with `size` centres r_k spaced by Δ from 0 to the cutoff, (..., E) -> (..., E, size).
+    """exp(-(r - r_k)² / (2 Δ²)) with `size` centres r_k spaced by Δ from 0 to the cutoff, (..., P) -> (..., P, size).
 
     Source: Schütt et al., J. Chem. Phys. 148, 241722 (2018).
     """
@@ -156,24 +157,25 @@ def radial_basis(name: str, size: int, cutoff: float) -> nn.Module:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Geometry:
-    """Edge geometry of a batch, with the leading member axis where the positions have one.
+    """Geometry of a batch's pairs of neighbours, with the leading member axis where the model has one.
 
     Attributes:
-        distances: (..., E) Å.
-        directions: (..., E, 3) unit vectors from receiver to sender.
+        distances: ([M,] P) Å.
+        directions: ([M,] P, 3) unit vectors from the first to the second atom.
         species: (N,) index of each atom's element in the model's list.
-        receivers, senders: (E,) atom indices, as in `Batch`.
+        pairs: the atoms of each pair, for all members.
+        wanted: what the running backward pass differentiates by.
     """
 
     distances: Tensor
     directions: Tensor
     species: Tensor
-    receivers: Tensor
-    senders: Tensor
+    pairs: Pairs
+    wanted: Wanted
 
 
 class FilterBasis(nn.Module):
-    """Radial basis times cutoff with a last column for the bias, (..., E) -> (..., E, size + 1).
+    """Radial basis times cutoff with a last column for the bias, (..., P) -> (..., P, size + 1).
 
     A linear filter network f(r) = (W·basis(r) + b)·f_c(r) is then one matrix product with the stacked [W; b].
     """
@@ -189,12 +191,18 @@ class FilterBasis(nn.Module):
 
 
 class LinearFilter(nn.Module):
-    """Filter linear in the radial basis, (..., E, size + 1) from FilterBasis -> (..., E, n_out)."""
+    """Weights of filters linear in the radial basis, one block of `features` channels for each kind of message.
 
-    def __init__(self, size: int, n_out: int, init: Initialiser) -> None:
+    Returns ([members,] blocks, size + 1, features), which times FilterBasis (..., P, size + 1) gives the filters.
+    """
+
+    def __init__(self, size: int, blocks: int, features: int, init: Initialiser) -> None:
         super().__init__()
+        n_out = blocks * features
         self.weight = init.uniform((size, n_out), math.sqrt(6 / (size + n_out)))
         self.bias = init.zeros((n_out,))
+        self.blocks = blocks
 
-    def forward(self, basis: Tensor) -> Tensor:
-        return basis @ torch.cat([self.weight, self.bias.unsqueeze(-2)], dim=-2)
+    def forward(self) -> Tensor:
+        stacked = torch.cat([self.weight, self.bias.unsqueeze(-2)], dim=-2)
+        return stacked.unflatten(-1, (self.blocks, -1)).movedim(-2, -3)

@@ -17,7 +17,7 @@ EPSILON = 1e-8
 
 
 class PaiNN(nn.Module):
-    """Equivariant message passing with scalar features q (N, F) and vector features μ (N, 3, F).
+    """Equivariant message passing with scalar features q (N, F) and vector features μ (3, N, F).
 
     Args:
         features: channels F.
@@ -63,34 +63,28 @@ class PaiNN(nn.Module):
 
 
 class Interaction(nn.Module):
-    """Messages from the neighbours; μ is (..., N, 3F), or None in the first block where it is zero."""
+    """Messages from the neighbours; μ is (..., 3, N, F), or None in the first block where it is zero."""
 
     def __init__(
         self, features: int, radial_functions: int, act: Callable, init: Initialiser, *, first: bool
     ) -> None:
         super().__init__()
         # The channels that act on μ have no effect while μ = 0.
-        width = (2 if first else 3) * features
-        self.filters = LinearFilter(radial_functions, width, init)
-        self.context = MLP([features, features, width], act, init)
+        self.blocks = 2 if first else 3
+        self.filters = LinearFilter(radial_functions, self.blocks, features, init)
+        self.context = MLP([features, features, self.blocks * features], act, init)
 
     def forward(self, q: Tensor, mu: Tensor | None, basis: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        f = q.shape[-1]
-        context = self.context(q)
-        if mu is None:
-            senders = context
-        else:
-            carried = context[..., 2 * f :].unsqueeze(-2) * mu.unflatten(-1, (3, f))
-            senders = torch.cat([context[..., : 2 * f], carried.flatten(-2)], dim=-1)
-        message = painn_message(
-            geometry.receivers,
-            geometry.senders,
-            geometry.directions.reshape(-1, 3),
-            self.filters(basis).flatten(0, -2),
-            senders.flatten(0, -2),
-        ).view(*q.shape[:-1], 4 * f)
-        delta_q, delta_mu = message.split([f, 3 * f], dim=-1)
-        return q + delta_q, delta_mu if mu is None else mu + delta_mu
+        senders = self.context(q).unflatten(-1, (self.blocks, -1)).movedim(-2, -3)
+        if mu is not None:
+            scalars, weights = senders.split([2, 1], dim=-3)
+            senders = torch.cat([scalars, weights * mu], dim=-3)
+        arguments = geometry.directions, basis, self.filters(), senders
+        if q.dim() == 2:
+            arguments = (argument.unsqueeze(0) for argument in arguments)
+        message = painn_message(geometry.pairs, *arguments, wanted=geometry.wanted)
+        delta_q, delta_mu = message.view(*q.shape[:-2], 4, *q.shape[-2:]).split([1, 3], dim=-3)
+        return q + delta_q.squeeze(-3), delta_mu if mu is None else mu + delta_mu
 
 
 class Mixing(nn.Module):
@@ -104,12 +98,11 @@ class Mixing(nn.Module):
 
     def forward(self, q: Tensor, mu: Tensor) -> tuple[Tensor, Tensor | None]:
         f = q.shape[-1]
-        # Rows of (N·3, F): one matrix product mixes the channels of all three components.
-        rows = mu.unflatten(-1, (3, f)).flatten(-3, -2)
-        v, w = self.mix(rows).unflatten(-2, (-1, 3)).split(f, dim=-1)
-        norm = (v.square().sum(-2) + EPSILON).sqrt()
+        # Rows of (3·N, F): one matrix product mixes the channels of all three components.
+        v, w = self.mix(mu.flatten(-3, -2)).unflatten(-2, (3, -1)).split(f, dim=-1)
+        norm = (v.square().sum(-3) + EPSILON).sqrt()
         context = self.context(torch.cat([q, norm], dim=-1))
-        q = q + context[..., :f] + context[..., f : 2 * f] * (v * w).sum(-2)
+        q = q + context[..., :f] + context[..., f : 2 * f] * (v * w).sum(-3)
         if self.last:
             return q, None
-        return q, mu + (context[..., 2 * f :].unsqueeze(-2) * w).flatten(-2)
+        return q, mu + context[..., 2 * f :].unsqueeze(-3) * w

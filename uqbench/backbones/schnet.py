@@ -44,7 +44,7 @@ class SchNet(nn.Module):
         self.embedding = Embedding(n_species, features, init)
         self.basis = blocks.radial_basis(radial_basis, radial_functions, cutoff)
         self.interactions = nn.ModuleList(
-            [Interaction(features, radial_functions, act, init) for _ in range(layers)]
+            [Interaction(features, radial_functions, act, init, first=k == 0) for k in range(layers)]
         )
 
     def forward(self, geometry: Geometry) -> Tensor:
@@ -60,15 +60,18 @@ class SchNet(nn.Module):
 class Interaction(nn.Module):
     """One continuous-filter convolution with its atom-wise layers."""
 
-    def __init__(self, features: int, radial_functions: int, act: Callable, init: Initialiser) -> None:
+    def __init__(
+        self, features: int, radial_functions: int, act: Callable, init: Initialiser, *, first: bool
+    ) -> None:
         super().__init__()
+        self.first = first
         self.filters = MLP([radial_functions, features, features], act, init)
         self.to_senders = Linear(features, features, init, bias=False)
         self.update = MLP([features, features, features], act, init)
 
     def forward(self, x: Tensor, basis: Tensor, envelope: Tensor, geometry: Geometry) -> Tensor:
-        filters = self.filters(basis) * envelope
-        message = schnet_message(
-            geometry.receivers, geometry.senders, filters.flatten(0, -2), self.to_senders(x).flatten(0, -2)
-        )
+        arguments = self.filters(basis) * envelope, self.to_senders(x)
+        if x.dim() == 2:
+            arguments = (argument.unsqueeze(0) for argument in arguments)
+        message = schnet_message(geometry.pairs, *arguments, wanted=geometry.wanted, first=self.first)
         return self.update(message.view(x.shape))

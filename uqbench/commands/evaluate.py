@@ -59,9 +59,7 @@ def run(cfg: DictConfig) -> None:
         show(opened)
 
 
-def _evaluate(
-    opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, labels: dict, own_data: bool
-) -> None:
+def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, labels: dict, own_data: bool) -> None:
     from uqbench import config
     from uqbench.allocator import tune
     from uqbench.evaluation import CALIBRATION, Calibration
@@ -91,7 +89,9 @@ def _choose(source: Run, dataset: Dataset, split: str, own_data: bool) -> Struct
 
     structures = dataset.load()
     if own_data and structures.sha256() != source.info["data_sha256"]:
-        raise DataError(f"{structures.origin} is not the data that {source.path} was trained with; name it: dataset=...")
+        raise DataError(
+            f"{structures.origin} is not the data that {source.path} was trained with; name it: dataset=..."
+        )
     if split == WHOLE:
         return structures
     splits = source.read_json("splits.json") if own_data else dataset.split(structures)

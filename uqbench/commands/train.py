@@ -93,9 +93,9 @@ def _load(opened: RunDir, dataset: Dataset) -> tuple[Structures, Splits]:
     if shared:
         name, frame, other, twin = shared[0]
         log.warning(
-            "%d geometries stand in more than one split, such as frame %d (%s) and %d (%s): the test is not independent",
-            len(shared), structures.ids[frame], name, structures.ids[twin], other,
-        )  # fmt: skip
+            "%d geometries stand in several splits, such as frame %d (%s) and %d (%s): the test is not independent",
+            *(len(shared), structures.ids[frame], name, structures.ids[twin], other),
+        )
     opened.update(data_sha256=sha256, data_origin=structures.origin, duplicates_across_splits=len(shared))
     opened.write_json("splits.json", {name: frames.tolist() for name, frames in splits.items()})
     return structures, splits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,11 @@ def _read(path: Path) -> Any:
     import torch
 
     try:
-        with torch.serialization.safe_globals([(_Stub, name) for name in CLASSES]):
+        # Warnings are about a foreign file's protocol; what matters is raised.
+        with (
+            torch.serialization.safe_globals([(_Stub, name) for name in CLASSES]),
+            warnings.catch_warnings(action="ignore"),
+        ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can make the unpickler raise anything
         refused = re.search(r"GLOBAL (\S+)", str(error))

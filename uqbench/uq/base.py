@@ -72,6 +72,13 @@ class UQMethod(nn.Module, abc.ABC):
     def begin(self, n_train: int, seed: int) -> None:
         """Draw what the method needs to know of the training set before training starts; nothing by default."""
 
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Hear that epoch number `epoch` (from 0) of at most `epochs` begins; nothing by default.
+
+        What follows may depend on these two numbers only, so that an interrupted training resumes exactly, and may
+        change the losses in training mode only, so that the validation losses of all epochs can be compared.
+        """
+
     @abc.abstractmethod
     def losses(self, batch: Batch, point_loss: PointLoss) -> Losses:
         """Return the losses of a batch; `point_loss` maps force residuals (..., N, 3) in kcal/mol/Å to (..., N)."""
@@ -106,8 +113,6 @@ def mean_over_atoms(values: Tensor, batch: Batch) -> Tensor:
     """Return the mean of per-atom values (N,) over each structure, (S,)."""
     sums = values.new_zeros(len(batch)).index_add(0, batch.system, values)
     return sums / batch.n_atoms
-
-
 
 
 def force_trace_variance(forces: Tensor, ddof: int) -> Tensor:

@@ -1,0 +1,76 @@
+"""Pairs of neighbours, cut into pieces whose intermediate results fit the cache of a processor core."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Pairs evaluated at a time on a CPU. Some thirty arrays of (2 · 192, features) live at once: with 128 channels in
+# float32 these are 6 MB, most of them touched while still in a second-level cache of 1 to 2 MB. Measured: 128 to 256 is
+# flat; without the division everything streams from memory and takes two to three times as long.
+CHUNK = 192
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chunk:
+    """Members m0:m1 and pairs p0:p1, small enough to be evaluated at once.
+
+    Attributes:
+        members, pairs: slices of the member and the pair axis.
+        shape: (m, 2, p): members, directions (first ← second, second ← first) and pairs of the piece.
+    """
+
+    members: slice
+    pairs: slice
+    shape: tuple[int, int, int]
+
+
+class Pairs:
+    """Neighbouring atoms (i, j), each pair once, for all members of an ensemble.
+
+    Both directions of a pair share distance, filter and (up to sign) direction vector, which are stored once.
+
+    Args:
+        first, second: (P,) atoms i and j; the pair's direction points from i to j.
+        n_atoms: N.
+        members: M.
+    """
+
+    def __init__(self, first: Tensor, second: Tensor, n_atoms: int, members: int) -> None:
+        self.n_atoms, self.members = n_atoms, members
+        self._receivers, self._senders = torch.stack([first, second]), torch.stack([second, first])
+        self._rows: dict[tuple[str, int], list[Tensor]] = {}
+        self.chunks = list(self._cut())
+
+    def __len__(self) -> int:
+        return self._receivers.shape[1]
+
+    def _cut(self) -> Iterator[Chunk]:
+        size = CHUNK if self._receivers.device.type == "cpu" else max(1, len(self) * self.members)
+        # Small graphs share a piece with other members, large ones have several to themselves.
+        stride = max(1, size // max(1, len(self)))
+        for m in range(0, self.members, stride):
+            members = slice(m, min(m + stride, self.members))
+            for p in range(0, len(self), size):
+                pairs = slice(p, min(p + size, len(self)))
+                yield Chunk(members, pairs, (members.stop - members.start, 2, pairs.stop - pairs.start))
+
+    def receivers(self, blocks: int) -> list[Tensor]:
+        """Return for each chunk the rows of its receivers in features (M · blocks · N, F), ordered (blocks, m, 2, p)."""
+        return self._lookup("receivers", self._receivers, blocks)
+
+    def senders(self, blocks: int) -> list[Tensor]:
+        """Return for each chunk the rows of its senders in features (M · blocks · N, F), ordered (blocks, m, 2, p)."""
+        return self._lookup("senders", self._senders, blocks)
+
+    def _lookup(self, role: str, atoms: Tensor, blocks: int) -> list[Tensor]:
+        if (role, blocks) not in self._rows:
+            start = self.n_atoms * torch.arange(self.members * blocks, device=atoms.device)
+            start = start.view(self.members, blocks, 1, 1).transpose(0, 1)
+            self._rows[role, blocks] = [
+                (start[:, chunk.members] + atoms[:, chunk.pairs]).flatten() for chunk in self.chunks
+            ]
+        return self._rows[role, blocks]

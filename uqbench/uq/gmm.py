@@ -1,0 +1,189 @@
+"""Density of the latents: how unlike the training atoms is an atom, by a Gaussian mixture (Zhu et al. 2023)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from uqbench.errors import CheckpointError, ConfigError, TrainingError
+from uqbench.graph import Batch, GraphSet
+from uqbench.seeding import derive
+from uqbench.structures import Structures
+from uqbench.uq.base import (
+    BuildPotential,
+    Losses,
+    PointLoss,
+    Prediction,
+    UQMethod,
+    absolute_errors,
+    mean_over_atoms,
+    residuals,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sklearn.mixture import GaussianMixture
+
+# Numbers held at once while a density is evaluated: 64 MiB in float64.
+CHUNK = 2**23
+
+
+class GMM(UQMethod):
+    """One potential, and a full-covariance Gaussian mixture of its latents fitted after training.
+
+    The score is the negative log density of an atom's latents, in nats; it may be negative and is no variance: units
+    come by calibration alone. The score of a structure is the mean over its atoms. Source: Zhu, Batzner, Musaelian,
+    Kozinsky, J. Chem. Phys. 158, 164111 (2023); SCIENCE section 5.
+
+    Args:
+        build_potential: makes the potential.
+        components: of the mixture; of a list, the number with the lowest Bayesian information criterion.
+        per_element: one mixture for each element; an atom is then compared with those of its own.
+        reg_covar: added to the diagonals of the covariances, in squared units of the latents.
+        n_init, max_iter, tol: of scikit-learn's expectation maximisation.
+    """
+
+    def __init__(
+        self,
+        build_potential: BuildPotential,
+        *,
+        components: int | list[int],
+        per_element: bool,
+        reg_covar: float,
+        n_init: int,
+        max_iter: int,
+        tol: float,
+    ) -> None:
+        super().__init__()
+        choices = [components] if isinstance(components, int) else list(components)
+        if not choices or min(choices) < 1:
+            raise ConfigError(f"uq.components: expected a number >= 1 or a list of such, got {components}")
+        for name, value in (("reg_covar", reg_covar), ("n_init", n_init), ("max_iter", max_iter), ("tol", tol)):
+            if value < 0 or (value == 0 and name in ("n_init", "max_iter")):
+                raise ConfigError(f"uq.{name}: must be > 0, got {value}")
+        self.potential = build_potential(None, {})
+        self.choices, self.per_element = choices, per_element
+        self.options = {"reg_covar": reg_covar, "n_init": n_init, "max_iter": max_iter, "tol": tol}
+        groups = len(self.potential.references) if per_element else 1
+        self.mixtures = Mixtures(groups, self.potential.backbone.features)
+
+    def begin(self, n_train: int, seed: int) -> None:
+        self.seed = seed
+
+    def losses(self, batch: Batch, point_loss: PointLoss) -> Losses:
+        output = self.potential(batch, create_graph=torch.is_grad_enabled())
+        energy, forces = residuals(output, batch)
+        return Losses(energy.abs(), point_loss(forces), *absolute_errors(output.energy, output.forces, batch))
+
+    def fit(self, training: Structures, batch_size: int) -> None:
+        """Fit the mixtures to the latents of the training atoms; raises TrainingError where that is impossible."""
+        scale = self.potential.scale
+        graphs = GraphSet(training, self.potential.backbone.cutoff, dtype=scale.dtype, device=scale.device)
+        latents, groups = [], []
+        for batch in graphs.batches(batch_size):
+            latents.append(self.potential(batch).latents.double().cpu().numpy())
+            groups.append(self._groups(batch).cpu().numpy())
+        atoms, group = np.concatenate(latents), np.concatenate(groups)
+        self.mixtures.take([self._fit(atoms[group == g], g) for g in range(self.mixtures.groups)])
+
+    def _fit(self, latents: np.ndarray, group: int) -> GaussianMixture:
+        from sklearn.mixture import GaussianMixture
+
+        if not np.isfinite(latents).all():
+            raise TrainingError("the latents of the training atoms are not finite; the training has diverged")
+        candidates = []
+        for k in self.choices:
+            state = derive(self.seed, "gmm", group, k) % 2**32
+            try:
+                candidates.append(GaussianMixture(k, random_state=state, **self.options).fit(latents))
+            except ValueError as error:
+                raise TrainingError(
+                    f"no mixture of {k} components can be fitted to {len(latents)} atoms with {latents.shape[1]} "
+                    f"latent features ({str(error).splitlines()[0]}); lower uq.components or raise uq.reg_covar"
+                ) from error
+        return candidates[0] if len(candidates) == 1 else min(candidates, key=lambda mixture: mixture.bic(latents))
+
+    def _groups(self, batch: Batch) -> Tensor:
+        species = self.potential.species_of_element[batch.numbers]
+        return species if self.per_element else torch.zeros_like(species)
+
+    def predict(self, batch: Batch, *, create_graph: bool = False) -> Prediction:
+        """Predict a batch; raises CheckpointError as long as no mixture has been fitted."""
+        output = self.potential(batch, create_graph=create_graph)
+        score = -self.mixtures(output.latents, self._groups(batch))
+        return Prediction(
+            energy=output.energy,
+            forces=output.forces,
+            energy_variance=None,
+            force_variance=None,
+            score=score,
+            energy_score=mean_over_atoms(score, batch),
+        )
+
+
+class Mixtures(nn.Module):
+    """Gaussian mixtures of latents, one for each group of atoms; float64 whatever the precision of the model.
+
+    Buffers, with K the largest number of components of any group: log_weights (G, K), -inf where a group has fewer;
+    means (G, K, F); precision_cholesky (G, K, F, F), P with P Pᵀ the inverse covariance. K is 0 before the fit, and
+    what a checkpoint holds after loading it.
+    """
+
+    def __init__(self, groups: int, features: int) -> None:
+        super().__init__()
+        self.groups, self.features = groups, features
+        for name, shape in self._shapes(0).items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+
+    def _shapes(self, components: int) -> dict[str, Sequence[int]]:
+        means = (self.groups, components, self.features)
+        return {"log_weights": means[:2], "means": means, "precision_cholesky": (*means, self.features)}
+
+    def take(self, fitted: Sequence[GaussianMixture]) -> None:
+        """Take over the parameters of one scikit-learn mixture per group."""
+        arrays = {name: np.zeros(shape) for name, shape in self._shapes(max(m.n_components for m in fitted)).items()}
+        arrays["log_weights"][:] = -np.inf
+        arrays["precision_cholesky"][:] = np.eye(self.features)
+        for group, mixture in enumerate(fitted):
+            k = slice(mixture.n_components)
+            arrays["log_weights"][group, k] = np.log(mixture.weights_)
+            arrays["means"][group, k] = mixture.means_
+            arrays["precision_cholesky"][group, k] = mixture.precisions_cholesky_
+        for name, array in arrays.items():
+            setattr(self, name, torch.as_tensor(array).to(getattr(self, name)))
+
+    def forward(self, latents: Tensor, group: Tensor) -> Tensor:
+        """Return the log density (N,) of latents (N, F), each under the mixture of its group (N,), in float64."""
+        k = self.means.shape[1]
+        if k == 0:
+            raise CheckpointError("no mixture has been fitted to this model's latents yet; let its training run finish")
+        size = max(1, CHUNK // (k * self.features))
+        chunks = [(g, atoms) for g in range(self.groups) for atoms in (group == g).nonzero().flatten().split(size)]
+        values = [self._log_density(latents[atoms].double(), g) for g, atoms in chunks]
+        return torch.cat(values)[torch.cat([atoms for _, atoms in chunks]).argsort()]
+
+    def _log_density(self, x: Tensor, g: int) -> Tensor:
+        cholesky = self.precision_cholesky[g]
+        y = (x - self.means[g].unsqueeze(1)) @ cholesky  # (K, n, F), standard normal within a component
+        log_determinant = cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        constant = self.log_weights[g] + log_determinant - 0.5 * self.features * math.log(2 * math.pi)
+        return torch.logsumexp(constant.unsqueeze(-1) - 0.5 * y.square().sum(-1), dim=0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Mixtures:
+        # Follows the model to another device but not to another precision: a covariance that is nearly singular, as
+        # those of latents are, does not survive single precision.
+        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, own in list(self.named_buffers()):
+            stored = state_dict.get(prefix + name)
+            if stored is not None and stored.dim() == own.dim():
+                # Only the number of components is the checkpoint's; other shapes must agree.
+                setattr(self, name, own.new_zeros(own.shape[0], stored.shape[1], *own.shape[2:]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
