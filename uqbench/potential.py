@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -109,6 +109,13 @@ class Potential(nn.Module):
         self.register_buffer("species_of_element", species)
         self.register_buffer("references", torch.tensor(normalisation.references, dtype=torch.float64))
         self.register_buffer("scale", torch.tensor(normalisation.scale))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
+        # The references follow the model to another device, but stay in float64 when it becomes float32.
+        exact = self.references
+        super()._apply(fn, recurse)
+        self.references = exact.to(self.references.device)
+        return self
 
     def forward(self, batch: Batch, *, create_graph: bool = False) -> Output:
         """Evaluate a batch.

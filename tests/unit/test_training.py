@@ -296,3 +296,11 @@ def test_normalisation_of_a_single_molecule_reproduces_its_mean_energy(ethanol):
     )
     assert reference == pytest.approx(ethanol.energies.mean(), rel=1e-12)
     assert constants.scale == pytest.approx(np.sqrt((ethanol.forces**2).mean()))
+
+
+def test_reference_energies_stay_exact_in_single_precision(ethanol):
+    """Total energies are thousands of eV: in float32 the references alone would be wrong by a tenth of a meV."""
+    method = small_method(ethanol, "painn_small", "deterministic").to(torch.float32)
+    assert method.potential.references.dtype == torch.float64
+    assert method.potential.references.tolist() == list(Normalisation.fit(ethanol).references)
+    assert method.potential.scale.dtype == torch.float32

@@ -122,10 +122,13 @@ class BesselBasis(nn.Module):
 
     def __init__(self, size: int, cutoff: float) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.arange(1, size + 1) * (math.pi / cutoff), persistent=False)
+        self.size, self.cutoff = size, cutoff
 
     def forward(self, distance: Tensor) -> Tensor:
-        return torch.sin(distance.unsqueeze(-1) * self.frequencies) / distance.unsqueeze(-1)
+        # Made here, not kept as a buffer: a buffer would carry single precision into a double-precision model.
+        frequencies = torch.arange(1, self.size + 1, dtype=distance.dtype, device=distance.device)
+        frequencies = frequencies * (math.pi / self.cutoff)
+        return torch.sin(distance.unsqueeze(-1) * frequencies) / distance.unsqueeze(-1)
 
 
 class GaussianBasis(nn.Module):
@@ -136,11 +139,12 @@ class GaussianBasis(nn.Module):
 
     def __init__(self, size: int, cutoff: float) -> None:
         super().__init__()
-        self.register_buffer("centres", torch.linspace(0, cutoff, size), persistent=False)
+        self.size, self.cutoff = size, cutoff
         self.exponent = -0.5 * ((size - 1) / cutoff) ** 2
 
     def forward(self, distance: Tensor) -> Tensor:
-        return torch.exp(self.exponent * (distance.unsqueeze(-1) - self.centres).square())
+        centres = torch.linspace(0, self.cutoff, self.size, dtype=distance.dtype, device=distance.device)
+        return torch.exp(self.exponent * (distance.unsqueeze(-1) - centres).square())
 
 
 RADIAL_BASES: dict[str, type[nn.Module]] = {"bessel": BesselBasis, "gaussian": GaussianBasis}
@@ -153,6 +157,13 @@ def radial_basis(name: str, size: int, cutoff: float) -> nn.Module:
     if size < 2 or cutoff <= 0:
         raise ConfigError(f"a radial basis needs at least 2 functions and a cutoff > 0, got {size} and {cutoff}")
     return RADIAL_BASES[name](size, cutoff)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ConfigError, naming all of them, for sizes of a backbone that are not at least 1."""
+    wrong = [f"backbone.{name}: must be at least 1, got {size}" for name, size in sizes.items() if size < 1]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -39,6 +39,7 @@ class SchNet(nn.Module):
         init: Initialiser,
     ) -> None:
         super().__init__()
+        blocks.check_sizes(features=features, layers=layers)
         act = blocks.activation(activation)
         self.features, self.cutoff = features, cutoff
         self.embedding = Embedding(n_species, features, init)

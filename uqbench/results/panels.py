@@ -30,6 +30,7 @@ RESAMPLES = 200  # of the structures, behind the intervals of RMSE
 CROWD = 1000  # items from which on density is drawn instead of single points
 BANDS = (0.5, 0.9)  # shares of the errors that lie inside the reference bands
 SMALLEST = 1e-3  # in medians: errors below are outside of the logarithmic axis
+HEADROOM = 0.14  # share of the axis kept for the legend where points may lie anywhere
 PROBABILITIES = np.linspace(0.0, 1.0, 501)
 TAIL = 4.0  # in standard deviations: how far the z-scores are followed; the axis turns logarithmic beyond it
 
@@ -92,6 +93,7 @@ def error_uncertainty(axes: Axes, sample: Sample) -> None:
     drawn = sizes > SMALLEST * median
     x_limits = _limits(sigma)
     y_limits = _limits(sizes[drawn], *(_chi(sample, p) * np.median(sigma) for p in (0.05, 0.95)))
+    y_limits = y_limits[0], y_limits[1] * (y_limits[1] / y_limits[0]) ** HEADROOM
     _log_axes(axes, x_limits, y_limits)
     ends = np.array(x_limits)
     for band, alpha, style in zip(BANDS, (0.30, 0.16), ("-", "--"), strict=True):
@@ -123,7 +125,7 @@ def error_uncertainty(axes: Axes, sample: Sample) -> None:
     remark = "" if name == CALIBRATED else "; calibrated σ is constant"
     axes.set_xlabel(f"{name} σ of {sample.component} ({sample.unit}){remark}")
     axes.set_ylabel(f"error {sample.symbol} ({sample.unit})")
-    _legend(axes)
+    _legend(axes, loc="upper left")
 
 
 def reliability(axes: Axes, sample: Sample) -> None:
@@ -298,10 +300,10 @@ def _compress(axes: Axes, reach: float) -> None:
         )
 
 
-def _legend(axes: Axes, undefined: dict[str, int] | None = None) -> None:
+def _legend(axes: Axes, undefined: dict[str, int] | None = None, loc: str = "best") -> None:
     for name, count in (undefined or {}).items():
         axes.plot([], [], linestyle="none", label=f"{name}: left out, {count} variances are zero")
-    axes.legend(loc="best", framealpha=0.85)
+    axes.legend(loc=loc, framealpha=0.85)
 
 
 def _state(axes: Axes, text: str) -> None:
