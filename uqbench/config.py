@@ -232,7 +232,8 @@ def _target_errors(node: DictConfig, path: str) -> list[str]:
     return errors + _type_errors(node, hints, path)
 
 
-def _argument_errors(target: Any, arguments: Mapping[str, Any], path: str, required: Callable[[str], bool]
+def _argument_errors(
+    target: Any, arguments: Mapping[str, Any], path: str, required: Callable[[str], bool]
 ) -> list[str]:
     parameters, _, open_ended = signature(target)
     name = f"{target.__module__}.{target.__qualname__}"

@@ -89,7 +89,7 @@ FILES = {
         modle: {width: 5}
         model: {dpth: 3}
     """,
-    "toy_models.py": '''
+    "toy_models.py": """
         import os
         from typing import Literal
 
@@ -100,7 +100,7 @@ FILES = {
         class Deep:
             def __init__(self, *, width: int, rate: float, depth: int, sizes: list[int]):
                 self.width, self.rate, self.depth, self.sizes = width, rate, depth, sizes
-    ''',
+    """,
     "hydra_plugins/process_launcher.py": '''
         """A Hydra launcher that runs every job in a process of its own."""
         import multiprocessing

@@ -14,7 +14,9 @@ REPOSITORY = Path(__file__).parents[2]
 def test_an_installed_wheel_works_outside_the_repository(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     build = subprocess.run(
-        [*pip, "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path / "dist", REPOSITORY], capture_output=True, text=True
+        [*pip, "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path / "dist", REPOSITORY],
+        capture_output=True,
+        text=True,
     )
     if build.returncode and "hatchling" in build.stderr:
         pytest.skip("the build backend hatchling cannot be fetched here")

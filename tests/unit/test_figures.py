@@ -172,11 +172,10 @@ def test_the_confidence_curves_are_those_of_the_metric():
     area = confidence.ause(score, squared)
     (share, model), oracle = labelled(found, f"by score, AUSE {area:.3f}"), found["oracle"][1]
     assert np.trapezoid(model - oracle, share / 100) == pytest.approx(area)
-    np.testing.assert_array_equal(found["by raw variance"][1], confidence.confidence_curve(raw, squared))
-    np.testing.assert_array_equal(found["expected from raw variance"][1], confidence.confidence_curve(raw, raw))
-    np.testing.assert_array_equal(
-        found["expected from calibrated variance"][1], confidence.confidence_curve(score, score)
-    )
+    np.testing.assert_allclose(found["by raw variance"][1], confidence.confidence_curve(raw, squared))
+    for name, variance in (("raw", raw), ("calibrated", score)):
+        reference = confidence.confidence_curve(variance, variance)
+        np.testing.assert_allclose(found[f"expected from {name} variance"][1], reference)
     assert "by raw variance" not in lines(drawn(synthetic(), "confidence"))
 
 
@@ -239,7 +238,7 @@ def test_variances_of_zero_are_left_out_and_counted():
         assert "raw: left out, 7 variances are zero" in words(drawn(predictions, panel))
 
 
-@pytest.mark.parametrize(("structures", "atoms"), [(1, 1), (1, 3), (2, 1)])
+@pytest.mark.parametrize(("structures", "atoms"), [(1, 1), (2, 1)])
 def test_very_little_data_gives_all_figures(structures, atoms):
     predictions = synthetic(structures=structures, atoms=atoms, raw=1e-3)
     content = figures.figures(predictions, Calibration.fit(predictions), title="little")

@@ -68,7 +68,7 @@ class Linear(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers of the given widths with the activation between them, (..., N, widths[0]) -> (..., N, widths[-1])."""
+    """Linear layers with the activation between them, (..., N, widths[0]) -> (..., N, widths[-1])."""
 
     def __init__(self, widths: list[int], activation: Callable[[Tensor], Tensor], init: Initialiser) -> None:
         super().__init__()

@@ -66,9 +66,7 @@ class PaiNN(nn.Module):
 class Interaction(nn.Module):
     """Messages from the neighbours; μ is (..., 3, N, F), or None in the first block where it is zero."""
 
-    def __init__(
-        self, features: int, radial_functions: int, act: Callable, init: Initialiser, *, first: bool
-    ) -> None:
+    def __init__(self, features: int, radial_functions: int, act: Callable, init: Initialiser, *, first: bool) -> None:
         super().__init__()
         # The channels that act on μ have no effect while μ = 0.
         self.blocks = 2 if first else 3
@@ -77,15 +75,17 @@ class Interaction(nn.Module):
 
     def forward(self, q: Tensor, mu: Tensor | None, basis: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
         senders = self.context(q).unflatten(-1, (self.blocks, -1)).movedim(-2, -3)
+        scalars, vectors = senders, None
         if mu is not None:
             scalars, weights = senders.split([2, 1], dim=-3)
-            senders = torch.cat([scalars, weights * mu], dim=-3)
-        arguments = geometry.directions, basis, self.filters(), senders
+            vectors = weights * mu
+        arguments = geometry.directions, basis, self.filters(), scalars, vectors
         if q.dim() == 2:
-            arguments = (argument.unsqueeze(0) for argument in arguments)
-        message = painn_message(geometry.pairs, *arguments, wanted=geometry.wanted)
-        delta_q, delta_mu = message.view(*q.shape[:-2], 4, *q.shape[-2:]).split([1, 3], dim=-3)
-        return q + delta_q.squeeze(-3), delta_mu if mu is None else mu + delta_mu
+            arguments = (None if argument is None else argument.unsqueeze(0) for argument in arguments)
+        delta_q, delta_mu = painn_message(geometry.pairs, *arguments, wanted=geometry.wanted)
+        if q.dim() == 2:
+            delta_q, delta_mu = delta_q.squeeze(0), delta_mu.squeeze(0)
+        return q + delta_q, delta_mu if mu is None else mu + delta_mu
 
 
 class Mixing(nn.Module):
@@ -98,12 +98,9 @@ class Mixing(nn.Module):
         self.context = MLP([2 * features, features, (2 if last else 3) * features], act, init)
 
     def forward(self, q: Tensor, mu: Tensor) -> tuple[Tensor, Tensor | None]:
-        f = q.shape[-1]
-        # Rows of (3·N, F): one matrix product mixes the channels of all three components.
-        v, w = self.mix(mu.flatten(-3, -2)).unflatten(-2, (3, -1)).split(f, dim=-1)
+        # Rows of (3·N, F): one matrix product for the channels of all three components.
+        v, w = self.mix(mu.flatten(-3, -2)).unflatten(-2, (3, -1)).chunk(2, dim=-1)
         norm = (v.square().sum(-3) + EPSILON).sqrt()
-        context = self.context(torch.cat([q, norm], dim=-1))
-        q = q + context[..., :f] + context[..., f : 2 * f] * (v * w).sum(-3)
-        if self.last:
-            return q, None
-        return q, mu + context[..., 2 * f :].unsqueeze(-3) * w
+        a, b, *d = self.context(torch.cat([q, norm], dim=-1)).split(q.shape[-1], dim=-1)
+        q = q + a + b * (v * w).sum(-3)
+        return q, None if self.last else mu + d[0].unsqueeze(-3) * w

@@ -61,9 +61,7 @@ class SchNet(nn.Module):
 class Interaction(nn.Module):
     """One continuous-filter convolution with its atom-wise layers."""
 
-    def __init__(
-        self, features: int, radial_functions: int, act: Callable, init: Initialiser, *, first: bool
-    ) -> None:
+    def __init__(self, features: int, radial_functions: int, act: Callable, init: Initialiser, *, first: bool) -> None:
         super().__init__()
         self.first = first
         self.filters = MLP([radial_functions, features, features], act, init)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import textwrap
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from uqbench.evaluation import Calibration, Predictions
 from uqbench.metrics.kernels import Array
 from uqbench.results.panels import CALIBRATED, PANELS, RAW, Sample, drawing_unit
+
+if TYPE_CHECKING:
+    from uqbench.evaluation import Calibration, Predictions
 
 WIDTH, HEIGHT, DPI = 6.4, 4.8, 150
 STYLE = {

@@ -293,11 +293,11 @@ def _compress(axes: Axes, reach: float) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(-1.3 * reach, 1.3 * reach)
-    for edge, side in ((TAIL, "bottom"), (-TAIL, "top")):
+    # Quantiles ascend: the upper left and the lower right corner are free.
+    for edge, side, x, align in ((TAIL, "bottom", 0.01, "left"), (-TAIL, "top", 0.99, "right")):
         axes.axhline(edge, color=GREY, linewidth=0.6)
-        axes.text(
-            0.99, edge, "logarithmic beyond", color=GREY, ha="right", va=side, transform=axes.get_yaxis_transform()
-        )
+        place = {"ha": align, "va": side, "transform": axes.get_yaxis_transform()}
+        axes.text(x, edge, "logarithmic beyond", color=GREY, fontsize=10, **place)
 
 
 def _legend(axes: Axes, undefined: dict[str, int] | None = None, loc: str = "best") -> None:

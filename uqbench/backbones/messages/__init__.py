@@ -1,7 +1,7 @@
 """The message passing of PaiNN and SchNet: sums over neighbours with exact derivatives of every order.
 
-Each is a multilinear form (see `multilinear`), evaluated over pairs of atoms in pieces that fit the processor's cache.
-A faster body need only replace the three functions in a `Form`.
+Each is a multilinear form (see `multilinear`) summed over pairs of atoms. A faster body need only replace the three
+functions in its `Form`.
 """
 
 from uqbench.backbones.messages.multilinear import Wanted

@@ -1,10 +1,10 @@
 """Multilinear forms as differentiable functions.
 
-A message is the derivative of a scalar form Φ(a_1, ..., a_n, g), linear in each argument, with respect to the cotangent g
-of the receiving atoms. Its pullback is the derivative with respect to the other arguments; the derivatives of that
-pullback are again messages and pullbacks with one argument exchanged for its cotangent. So two functions give exact
-derivatives of every order: forces (first), training and adversarial attacks (second), training on attacks (third).
-A third one only fuses the terms of the second order, which every training step needs.
+A message is the derivative of a scalar form Φ(a_1, ..., a_n, g), linear in each argument, by the cotangent g
+cotangents g of its results. Its pullback is the derivative with respect to the other arguments; the derivatives of that
+pullback are again messages and pullbacks with one argument exchanged for its cotangent. So two functions give exact derivatives
+of every order: forces (first), training and adversarial attacks (second), training on attacks (third). A third function
+only fuses the terms of the second order, which every training step needs.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from uqbench.backbones.messages.pairs import Pairs
-
+Tensors = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """A multilinear form Φ of n arguments and a cotangent g, by its derivatives.
+    """A multilinear form Φ of arguments a and cotangents g, by its derivatives; `graph` says who is summed over.
 
     Attributes:
-        message: (pairs, arguments) -> ∂Φ/∂g.
-        pullback: (pairs, arguments, g, needs) -> ∂Φ/∂a_k for each argument; None where `needs[k]` is false.
-        second: (pairs, arguments, g, cotangents, needs) -> derivatives by each argument (None as above) and by g of
-            the sum over k of Φ with cotangents[k] in place of a_k; a cotangent may be None.
+        message: (graph, a) -> ∂Φ/∂g, one result for each g.
+        pullback: (graph, a, g, needs) -> ∂Φ/∂a_k for each argument; None where `needs[k]` is false.
+        second: (graph, a, g, cotangents, needs) -> derivatives by each argument (None as above) and by each g of the
+            sum over k of Φ with cotangents[k] in place of a_k; a cotangent may be None.
         affine: arguments in which Φ is linear only up to a part without them: then "Φ with x in place of a_k" stands
             for the difference to Φ with 0 in its place.
     """
 
-    message: Callable[[Pairs, tuple[Tensor, ...]], Tensor]
-    pullback: Callable[[Pairs, tuple[Tensor, ...], Tensor, tuple[bool, ...]], Gradients]
-    second: Callable[[Pairs, tuple[Tensor, ...], Tensor, Gradients, tuple[bool, ...]], Gradients]
+    message: Callable[[Any, Tensors], Tensors]
+    pullback: Callable[[Any, Tensors, Tensors, tuple[bool, ...]], Gradients]
+    second: Callable[[Any, Tensors, Tensors, Gradients, tuple[bool, ...]], Gradients]
     affine: tuple[int, ...] = ()
 
 
@@ -84,63 +84,66 @@ class Demand:
             for possible, x, theta in zip(differentiable, self.by_positions, self.by_parameters, strict=True)
         )
 
+    @classmethod
+    def everything(cls, n_arguments: int) -> Demand:
+        """Return a demand for the gradients of all arguments in every pass."""
+        return cls(Wanted(), (True,) * n_arguments, (True,) * n_arguments)
 
-def message(form: Form, pairs: Pairs, demand: Demand, *arguments: Tensor) -> Tensor:
+
+def message(form: Form, graph: Any, demand: Demand, arguments: Tensors) -> Tensors:
     """Return ∂Φ/∂g at the arguments, differentiable to any order."""
-    return _Message.apply(form, pairs, demand, *(argument.contiguous() for argument in arguments))
+    return _Message.apply(form, graph, demand, *arguments)
 
 
 class _Message(Function):
     @staticmethod
-    def forward(ctx, form, pairs, demand, *arguments):
-        ctx.form, ctx.pairs, ctx.demand = form, pairs, demand
+    def forward(ctx, form, graph, demand, *arguments):
+        ctx.form, ctx.graph, ctx.demand = form, graph, demand
         ctx.save_for_backward(*arguments)
-        return form.message(pairs, arguments)
+        return form.message(graph, arguments)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx, *g):
         needs = ctx.demand.needs(ctx.needs_input_grad[3:])
-        grads = _Pullback.apply(ctx.form, ctx.pairs, ctx.demand, needs, g.contiguous(), *ctx.saved_tensors)
+        grads = _Pullback.apply(ctx.form, ctx.graph, ctx.demand, needs, len(g), *g, *ctx.saved_tensors)
         return None, None, None, *grads
 
 
 class _Pullback(Function):
     @staticmethod
-    def forward(ctx, form, pairs, demand, needs, g, *arguments):
-        ctx.form, ctx.pairs, ctx.demand = form, pairs, demand
+    def forward(ctx, form, graph, demand, needs, n_results, *g_and_arguments):
+        ctx.form, ctx.graph, ctx.demand, ctx.n_results = form, graph, demand, n_results
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(g, *arguments)
-        return form.pullback(pairs, arguments, g, needs)
+        ctx.save_for_backward(*g_and_arguments)
+        return form.pullback(graph, g_and_arguments[n_results:], g_and_arguments[:n_results], needs)
 
     @staticmethod
     def backward(ctx, *cotangents):
-        g, *arguments = ctx.saved_tensors
-        cotangents = tuple(None if c is None else c.contiguous() for c in cotangents)
-        needs = ctx.demand.needs(ctx.needs_input_grad[5:])
+        g, arguments = ctx.saved_tensors[: ctx.n_results], ctx.saved_tensors[ctx.n_results :]
+        needs = ctx.demand.needs(ctx.needs_input_grad[5 + ctx.n_results :])
         if torch.is_grad_enabled():
-            grads = _differentiable_second(ctx.form, ctx.pairs, arguments, g, cotangents, needs)
+            grads = _differentiable_second(ctx.form, ctx.graph, arguments, g, cotangents, needs)
         else:
-            grads = ctx.form.second(ctx.pairs, tuple(arguments), g, cotangents, needs)
-        *by_arguments, by_g = grads
-        return None, None, None, None, by_g, *by_arguments
+            grads = ctx.form.second(ctx.graph, arguments, g, cotangents, needs)
+        return None, None, None, None, None, *grads[len(arguments) :], *grads[: len(arguments)]
 
 
 def _differentiable_second(
-    form: Form, pairs: Pairs, arguments: list[Tensor], g: Tensor, cotangents: Gradients, needs: tuple[bool, ...]
+    form: Form, graph: Any, arguments: Tensors, g: Tensors, cotangents: Gradients, needs: tuple[bool, ...]
 ) -> Gradients:
     """Compute `Form.second` from messages and pullbacks, for derivatives of the third order and above."""
-    # Here every argument may depend on everything: cotangents come from the loss.
-    anything = Demand(Wanted(), (True,) * len(arguments), (True,) * len(arguments))
-    total: list[Tensor | None] = [None] * (len(arguments) + 1)
+    # The cotangents come from a loss: they may depend on anything.
+    demand = Demand.everything(len(arguments))
+    total: list[Tensor | None] = [None] * (len(arguments) + len(g))
     for k, cotangent in enumerate(cotangents):
         if cotangent is None:
             continue
         others = tuple(need and slot != k for slot, need in enumerate(needs))
         for value, sign in [(cotangent, 1), (torch.zeros_like(cotangent), -1)][: 2 if k in form.affine else 1]:
-            exchanged = [*arguments[:k], value, *arguments[k + 1 :]]
+            exchanged = *arguments[:k], value, *arguments[k + 1 :]
             terms = [
-                *_Pullback.apply(form, pairs, anything, others, g, *exchanged),
-                _Message.apply(form, pairs, anything, *exchanged),
+                *_Pullback.apply(form, graph, demand, others, len(g), *g, *exchanged),
+                *_Message.apply(form, graph, demand, *exchanged),
             ]
             total = [b if a is None else a if b is None else a + sign * b for a, b in zip(total, terms, strict=True)]
     return tuple(total)

@@ -17,48 +17,56 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from uqbench.backbones.messages.multilinear import Demand, Form, Gradients, Wanted, message
+from uqbench.backbones.messages.multilinear import Demand, Form, Gradients, Tensors, Wanted, message
 from uqbench.backbones.messages.pairs import Chunk, Pairs
 
 
 def painn_message(
-    pairs: Pairs, directions: Tensor, basis: Tensor, weights: Tensor, features: Tensor, *, wanted: Wanted
-) -> Tensor:
+    pairs: Pairs,
+    directions: Tensor,
+    basis: Tensor,
+    weights: Tensor,
+    scalars: Tensor,
+    vectors: Tensor | None,
+    *,
+    wanted: Wanted,
+) -> tuple[Tensor, Tensor]:
     """Sum PaiNN's messages over the neighbours of each atom.
 
     Args:
         pairs: the edges.
         directions: (M, P, 3) unit vectors from the first to the second atom of each pair.
         basis: (M, P, K) radial basis, times the cutoff function.
-        weights: (M, 3, K, F) of the filters for r, s and v, or (M, 2, K, F) where the vector features are zero.
-        features: (M, 5, N, F) as [r s p_x p_y p_z] with p = v ⊙ μ, or (M, 2, N, F) as [r s]; the latter, of the first
-            layer, are taken to be independent of the positions.
+        weights: (M, 3, K, F) of the filters for r, s and v; (M, 2, K, F) for r and s in the first layer.
+        scalars: (M, 2, N, F) as [r s].
+        vectors: (M, 3, N, F), p = v ⊙ μ; None in the first layer, whose scalars do not depend on positions yet.
         wanted: what the running backward pass differentiates by.
 
     Returns:
-        (M, 4, N, F) as [Δq Δμ_x Δμ_y Δμ_z]. Source: Schütt, Unke, Gastegger 2021, eqs 7 and 8.
+        Δq (M, N, F) and Δμ (M, 3, N, F). Source: Schütt, Unke, Gastegger 2021, eqs 7 and 8.
     """
-    first = features.shape[1] == 2
-    demand = Demand(
-        wanted, by_positions=(True, True, False, not first), by_parameters=(False, False, True, True)
-    )
-    return message(PAINN, pairs, demand, directions, basis, weights, features)
+    arguments = directions, basis, weights, scalars
+    by_positions, by_parameters = (True, True, False, vectors is not None), (False, False, True, True)
+    if vectors is not None:
+        arguments, by_positions, by_parameters = (*arguments, vectors), (*by_positions, True), (*by_parameters, True)
+    return message(PAINN, pairs, Demand(wanted, by_positions, by_parameters), arguments)
 
 
-def _message(pairs: Pairs, arguments: tuple[Tensor, ...]) -> Tensor:
-    u, b, c, z = arguments
+def _message(pairs: Pairs, arguments: Tensors) -> Tensors:
+    u, b, c, z = _joined(arguments)
     members, blocks, n_atoms, f = z.shape
     directed = _directed(u)
     out = z.new_zeros(members, 4, n_atoms, f)
     for chunk, senders, receivers in _rows(pairs, blocks):
         wz = _weighted(_gather(z, senders, chunk), _filters(chunk, b, c))
         _add(out, receivers, _to_receivers(wz, directed[:, chunk.members, :, chunk.pairs]))
-    return out
+    return out[:, 0], out[:, 1:]
 
 
-def _pullback(pairs: Pairs, arguments: tuple[Tensor, ...], g: Tensor, needs: tuple[bool, ...]) -> Gradients:
-    u, b, c, z = arguments
-    by_u, by_b, by_c, by_z = _allocate(arguments, needs)
+def _pullback(pairs: Pairs, arguments: Tensors, g: Tensors, needs: tuple[bool, ...]) -> Gradients:
+    u, b, c, z = _joined(arguments)
+    g = torch.cat([g[0].unsqueeze(1), g[1]], dim=1)
+    by_u, by_b, by_c, by_z = _allocate((u, b, c, z), needs)
     blocks, directed = z.shape[1], _directed(u)
     for chunk, senders, receivers in _rows(pairs, blocks):
         here = chunk.members, chunk.pairs
@@ -74,14 +82,13 @@ def _pullback(pairs: Pairs, arguments: tuple[Tensor, ...], g: Tensor, needs: tup
             by_u[here] = _by_directions(z_j[0].mul_(w[0]), e)
         if by_z is not None:
             _add(by_z, senders, _weighted(e[:blocks], w))
-    return by_u, by_b, by_c, by_z
+    return by_u, by_b, by_c, *_parted(by_z, len(arguments))
 
 
-def _second(
-    pairs: Pairs, arguments: tuple[Tensor, ...], g: Tensor, cotangents: Gradients, needs: tuple[bool, ...]
-) -> Gradients:
-    (u, b, c, z), (u2, b2, c2, z2) = arguments, cotangents
-    by_u, by_b, by_c, by_z = _allocate(arguments, needs)
+def _second(pairs: Pairs, arguments: Tensors, g: Tensors, cotangents: Gradients, needs: tuple[bool, ...]) -> Gradients:
+    (u, b, c, z), (u2, b2, c2, z2) = _joined(arguments), _joined(cotangents, like=arguments)
+    g = torch.cat([g[0].unsqueeze(1), g[1]], dim=1)
+    by_u, by_b, by_c, by_z = _allocate((u, b, c, z), needs)
     by_g = torch.zeros_like(g)
     blocks, directed = z.shape[1], _directed(u)
     directed2 = None if u2 is None else _directed(u2)
@@ -125,18 +132,35 @@ def _second(
         if u2 is not None:
             delta[1:].addcmul_(u2_ij, wr)
         _add(by_g, receivers, delta)
-    return by_u, by_b, by_c, by_z, by_g
+    return by_u, by_b, by_c, *_parted(by_z, len(arguments)), by_g[:, 0], by_g[:, 1:]
 
 
-# Without directions the terms of s and p remain.
-PAINN = Form(_message, _pullback, _second, affine=(0,))
+# Without directions the terms of s and p remain, without vectors those of r and s, and so on.
+PAINN = Form(_message, _pullback, _second, affine=(0, 3, 4))
 
 
 def _rows(pairs: Pairs, blocks: int) -> Iterable[tuple[Chunk, Tensor, Tensor]]:
     return zip(pairs.chunks, pairs.senders(blocks), pairs.receivers(4), strict=True)
 
 
-def _allocate(arguments: tuple[Tensor, ...], needs: tuple[bool, ...]) -> list[Tensor | None]:
+def _joined(arguments: Gradients, like: Tensors = ()) -> Gradients:
+    """Return (u, b, c, z) with z = [scalars, vectors] as one tensor, or None if both are."""
+    u, b, c, *z = arguments
+    if all(part is None for part in z):
+        return u, b, c, None
+    z = [torch.zeros_like(argument) if part is None else part for part, argument in zip(z, like[3:] or z, strict=True)]
+    return u, b, c, z[0].contiguous() if len(z) == 1 else torch.cat(z, dim=1)
+
+
+def _parted(by_z: Tensor | None, n_arguments: int) -> Gradients:
+    """Return the parts of z as they came in the arguments."""
+    if n_arguments == 4:
+        return (by_z,)
+    return (None, None) if by_z is None else (by_z[:, :2], by_z[:, 2:])
+
+
+def _allocate(arguments: Tensors, needs: tuple[bool, ...]) -> list[Tensor | None]:
+    needs = *needs[:3], any(needs[3:])
     return [torch.zeros_like(a) if need else None for a, need in zip(arguments, needs, strict=True)]
 
 

@@ -1,7 +1,7 @@
 """SchNet's continuous-filter convolution: Φ(W, z, g) = Σ_{i←j} Σ_f W_ij z_j g_i.
 
-Filters W (M, P, F) belong to pairs, sender features z and cotangents g (M, N, F) to atoms. In a chunk of m members and p
-pairs, filters are (m, 1, p, F) and gathered features (m, 2, p, F), with both directions of the pairs on axis 1.
+Filters W (M, P, F) belong to pairs, sender features z and cotangents g (M, N, F) to atoms. In a chunk of m members and
+p pairs, filters are (m, 1, p, F) and gathered features (m, 2, p, F), with both directions of the pairs on axis 1.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uqbench.backbones.messages.multilinear import Demand, Form, Gradients, Wanted, message
+from uqbench.backbones.messages.multilinear import Demand, Form, Gradients, Tensors, Wanted, message
 from uqbench.backbones.messages.pairs import Pairs
 
 
@@ -27,21 +27,22 @@ def schnet_message(pairs: Pairs, filters: Tensor, features: Tensor, *, wanted: W
         (M, N, F). Source: Schütt et al., J. Chem. Phys. 148, 241722 (2018), eq. 5.
     """
     demand = Demand(wanted, by_positions=(True, not first), by_parameters=(True, True))
-    return message(SCHNET, pairs, demand, filters, features)
+    (result,) = message(SCHNET, pairs, demand, (filters, features))
+    return result
 
 
-def _message(pairs: Pairs, arguments: tuple[Tensor, ...]) -> Tensor:
+def _message(pairs: Pairs, arguments: Tensors) -> Tensors:
     w, z = arguments
     out = torch.zeros_like(z)
     for chunk, senders, receivers in zip(pairs.chunks, pairs.senders(1), pairs.receivers(1), strict=True):
         z_j = _gather(z, senders).view(*chunk.shape, -1)
         z_j.mul_(w[chunk.members, None, chunk.pairs])
         _add(out, receivers, z_j)
-    return out
+    return (out,)
 
 
-def _pullback(pairs: Pairs, arguments: tuple[Tensor, ...], g: Tensor, needs: tuple[bool, ...]) -> Gradients:
-    w, z = arguments
+def _pullback(pairs: Pairs, arguments: Tensors, g: Tensors, needs: tuple[bool, ...]) -> Gradients:
+    (w, z), (g,) = arguments, g
     by_w = torch.empty_like(w) if needs[0] else None
     by_z = torch.zeros_like(z) if needs[1] else None
     for chunk, senders, receivers in zip(pairs.chunks, pairs.senders(1), pairs.receivers(1), strict=True):
@@ -54,10 +55,8 @@ def _pullback(pairs: Pairs, arguments: tuple[Tensor, ...], g: Tensor, needs: tup
     return by_w, by_z
 
 
-def _second(
-    pairs: Pairs, arguments: tuple[Tensor, ...], g: Tensor, cotangents: Gradients, needs: tuple[bool, ...]
-) -> Gradients:
-    (w, z), (w2, z2) = arguments, cotangents
+def _second(pairs: Pairs, arguments: Tensors, g: Tensors, cotangents: Gradients, needs: tuple[bool, ...]) -> Gradients:
+    (w, z), (g,), (w2, z2) = arguments, g, cotangents
     by_w = torch.empty_like(w) if needs[0] and z2 is not None else None
     by_z = torch.zeros_like(z) if needs[1] and w2 is not None else None
     by_g = torch.zeros_like(g)
@@ -79,7 +78,7 @@ def _second(
 
 
 def _gather(features: Tensor, rows: Tensor) -> Tensor:
-    return features.view(-1, features.shape[-1]).index_select(0, rows)
+    return features.reshape(-1, features.shape[-1]).index_select(0, rows)
 
 
 def _add(features: Tensor, rows: Tensor, values: Tensor) -> None:
