@@ -87,9 +87,16 @@ def words(axes):
     return " ".join(text.get_text() for text in [*axes.texts, *(legend.get_texts() if legend else [])])
 
 
+def draw_everything(predictions):
+    """Draw every panel of both targets up to its layout, with the calibration of the predictions themselves."""
+    for one in figures.samples(predictions, Calibration.fit(predictions)).values():
+        for panel in panels.PANELS:
+            figures.draw(one, panel, "title").draw_without_rendering()
+
+
 def test_all_figures_are_png_files_of_one_size():
     predictions = synthetic()
-    content = figures.figures(predictions, Calibration.fit(predictions), title="ethanol_$x, painn")
+    content = figures.figures(predictions, Calibration.fit(predictions), title=r"not $\\mathematics$")
     assert set(content) == FORCES | ENERGY
     for data in content.values():
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
@@ -100,7 +107,10 @@ def test_all_figures_are_png_files_of_one_size():
         assert np.asarray(image.convert("L")).std() > 10
 
 
-def test_the_same_bytes_twice_whatever_the_user_configured():
+def test_the_same_bytes_twice_whatever_the_user_configured(monkeypatch):
+    # Two of them suffice, one with random numbers: drawing takes long.
+    monkeypatch.setattr(figures, "PANELS", {name: panels.PANELS[name] for name in ("error_uncertainty", "rmse_rmv")})
+    monkeypatch.setattr(figures, "ENERGY_PANELS", ())
     predictions = synthetic(structures=20)
     arguments = predictions, Calibration.fit(predictions)
     first = figures.figures(*arguments, title="run")
@@ -108,7 +118,7 @@ def test_the_same_bytes_twice_whatever_the_user_configured():
         second = figures.figures(*arguments, title="run")
         assert matplotlib.rcParams["font.size"] == 20
     assert first == second
-    assert first["forces_z_scores.png"] != first["forces_reliability.png"]
+    assert first["forces_error_uncertainty.png"] != first["forces_rmse_rmv.png"]
 
 
 def test_pyplot_is_not_imported():
@@ -141,7 +151,15 @@ def test_the_bins_have_the_ence_of_the_metric_and_the_unit_of_the_label():
     ends = np.array([segment[:, 1] for segment in bars.lines[2][0].get_segments()])
     assert np.all((ends[:, 0] < root) & (root < ends[:, 1]))
     assert np.mean((ends[:, 0] < rmv) & (rmv < ends[:, 1])) > 0.7
-    assert axes.get_ylim()[0] < ends.min() and ends.max() < axes.get_ylim()[1]
+
+
+@pytest.mark.parametrize(("structures", "raw"), [(5, 1.0), (1, 1e-6), (1, 1e6)])
+def test_bins_and_intervals_lie_within_the_axes(structures, raw):
+    axes = drawn(synthetic(structures=structures, raw=raw), "rmse_rmv")
+    for bars in axes.containers:
+        segments = np.array(bars.lines[2][0].get_segments())
+        for values, (low, high) in ((segments[..., 0], axes.get_xlim()), (segments[..., 1], axes.get_ylim())):
+            assert low < values.min() and values.max() < high
 
 
 def test_the_intervals_resample_structures_not_atoms():
@@ -220,8 +238,7 @@ def test_the_z_scores_are_the_quantiles_of_the_metric(raw):
 
 def test_a_constant_score_without_variances_is_said_plainly():
     predictions = constant(synthetic(structures=30))
-    content = figures.figures(predictions, Calibration.fit(predictions), title="deterministic")
-    assert set(content) == FORCES | ENERGY
+    draw_everything(predictions)
     assert "same for every atom" in words(drawn(predictions, "error_uncertainty"))
     axes = drawn(predictions, "confidence")
     np.testing.assert_allclose(lines(axes)["score is constant"][1], 1.0)
@@ -234,15 +251,14 @@ def test_variances_of_zero_are_left_out_and_counted():
     variance = predictions.force_variance.copy()
     variance[:7] = 0.0
     predictions = dataclasses.replace(predictions, force_variance=variance)
+    assert set(sample(predictions).variances) == {"calibrated"}
     for panel in ("reliability", "rmse_rmv", "confidence", "z_scores"):
         assert "raw: left out, 7 variances are zero" in words(drawn(predictions, panel))
 
 
-@pytest.mark.parametrize(("structures", "atoms"), [(1, 1), (2, 1)])
-def test_very_little_data_gives_all_figures(structures, atoms):
-    predictions = synthetic(structures=structures, atoms=atoms, raw=1e-3)
-    content = figures.figures(predictions, Calibration.fit(predictions), title="little")
-    assert set(content) == FORCES | ENERGY
+@pytest.mark.parametrize(("structures", "atoms"), [(1, 1), (1, 3), (2, 1)])
+def test_very_little_data_can_be_drawn(structures, atoms):
+    draw_everything(synthetic(structures=structures, atoms=atoms, raw=1e-3))
 
 
 @pytest.mark.parametrize("panel", panels.PANELS)
@@ -253,4 +269,4 @@ def test_predictions_without_error_are_drawn_or_say_so(panel):
     if panel in ("error_uncertainty", "confidence"):
         assert words(axes) == "There are no errors."
     else:
-        axes.figure.canvas.draw()
+        axes.figure.draw_without_rendering()

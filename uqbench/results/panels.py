@@ -205,7 +205,7 @@ def confidence(axes: Axes, sample: Sample) -> None:
 def z_scores(axes: Axes, sample: Sample) -> None:
     """Draw the quantiles of error over sigma against those of the standard Gaussian."""
     # No further out than the data reach: half an item lies beyond the last quantile.
-    rarest = max(0.5 / sample.errors.size, float(ndtr(-TAIL)))
+    rarest = float(np.clip(0.5 / sample.errors.size, ndtr(-TAIL), 0.25))
     bound = float(np.sqrt(2 * gammaincinv(0.5, 1 - 2 * rarest)))
     probabilities = ndtr(np.linspace(-bound, bound, 101))
     axes.plot([-bound, bound], [-bound, bound], label="ideal", **REFERENCE)

@@ -1,10 +1,10 @@
 """Multilinear forms as differentiable functions.
 
-A message is the derivative of a scalar form Φ(a_1, ..., a_n, g), linear in each argument, by the cotangents g of its
-results. Its pullback is the derivative with respect to the other arguments; the derivatives of that pullback are again
-messages and pullbacks with one argument exchanged for its cotangent. So two functions give exact derivatives of every
-order: forces (first), training and adversarial attacks (second), training on attacks (third). A third function only
-fuses the terms of the second order, which every training step needs.
+A message is the derivative of a scalar form Φ(a_1, ..., a_n, g), linear in each argument, with respect to the
+cotangents g of its results. Its pullback is the derivative with respect to the other arguments; the derivatives of that
+pullback are again messages and pullbacks with one argument exchanged for its cotangent. So two functions give exact
+derivatives of every order: forces (first), training and adversarial attacks (second), training on attacks (third). A
+third function only fuses the terms of the second order, which every training step needs.
 """
 
 from __future__ import annotations
