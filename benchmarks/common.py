@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -107,7 +108,7 @@ def peer_model(kind: str) -> torch.nn.Module | None:
         from schnetpack.representation import PaiNN as TheirPaiNN
         from schnetpack.representation import SchNet as TheirSchNet
     except ImportError as error:
-        print(f"{PEER} cannot be imported ({error}); benchmarks/README.md says how to install it", file=sys.stderr)
+        _say_once(f"{PEER} cannot be imported ({error}); benchmarks/README.md says how to install it")
         return None
     basis = BesselRBF(RADIAL, CUTOFF) if kind == "painn" else GaussianRBF(RADIAL, CUTOFF)
     representation = (TheirPaiNN if kind == "painn" else TheirSchNet)(FEATURES, LAYERS, basis, CosineCutoff(CUTOFF))
@@ -116,6 +117,11 @@ def peer_model(kind: str) -> torch.nn.Module | None:
         input_modules=[PairwiseDistances()],
         output_modules=[Atomwise(n_in=FEATURES, output_key="energy"), Forces()],
     )
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def peer_inputs(batch: Batch) -> dict[str, torch.Tensor]:
@@ -165,9 +171,11 @@ def main(description: str, prepare: Callable[[str, str], list[Callable[[], objec
             if options.only not in name:
                 continue
             ours, *peer = interleaved(prepare(kind, workload), options.repeats)
-            theirs = peer[0] if peer else float("nan")
-            rows.append({"workload": name, "ours_ms": ours, "peer": PEER, "peer_ms": theirs, "ratio": ours / theirs})
-            print(f"{name:<28}{ours:>10.1f}{theirs:>16.1f}{ours / theirs:>8.2f}", flush=True)
+            theirs = peer[0] if peer else None
+            ratio = ours / theirs if peer else None
+            rows.append({"workload": name, "ours_ms": ours, "peer": PEER, "peer_ms": theirs, "ratio": ratio})
+            compared = f"{theirs:>16.1f}{ratio:>8.2f}" if peer else f"{'-':>16}{'-':>8}"
+            print(f"{name:<28}{ours:>10.1f}{compared}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -1,58 +1,9 @@
-"""What many tests share: a little of the embedded data, small models, short trainings."""
-
-import dataclasses
-from pathlib import Path
+"""Data that many tests share."""
 
 import pytest
-import torch
-from omegaconf import DictConfig, OmegaConf
 
-from uqbench import config
 from uqbench.datasets.quickstart import Quickstart
-from uqbench.graph import GraphSet
-from uqbench.model import build_method
-from uqbench.potential import Normalisation
 from uqbench.structures import Structures
-from uqbench.training import Training
-from uqbench.uq.base import UQMethod
-
-CONF = Path(__file__).parents[1] / "conf"
-
-
-def options(group: str) -> list[str]:
-    """The names of all YAMLs of a config group, so that what is added is tested at once."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def small_config(backbone: str, uq: str, seed: int = 0, **changes: object) -> DictConfig:
-    """A config of backbone and method as `build_method` takes it, with few features where the backbone has any."""
-    cfg = OmegaConf.create(
-        {
-            "seed": seed,
-            "backbone": OmegaConf.load(CONF / "backbone" / f"{backbone}.yaml"),
-            "uq": OmegaConf.load(CONF / "uq" / f"{uq}.yaml"),
-        }
-    )
-    for key, value in {"backbone.features": 8, "backbone.layers": 2, **changes}.items():
-        OmegaConf.update(cfg, key, value)
-    return cfg
-
-
-def small_method(structures: Structures, backbone: str, uq: str, seed: int = 0, **changes: object) -> UQMethod:
-    """An untrained method with weights in float64."""
-    cfg = small_config(backbone, uq, seed, **changes)
-    return build_method(cfg, Normalisation.fit(structures)).to(torch.float64)
-
-
-def graphs_of(structures: Structures, cutoff: float = 5.0) -> GraphSet:
-    """All frames as graphs in float64."""
-    return GraphSet(structures, cutoff, dtype=torch.float64)
-
-
-def short_training(**changes: object) -> Training:
-    """The quick recipe with a few tiny epochs."""
-    settings = config.build(OmegaConf.load(CONF / "training" / "quick.yaml"))
-    return dataclasses.replace(settings, **{"epochs": 3, "checkpoint_seconds": 0.0, **changes})
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from conftest import graphs_of, options, small_config, small_method
+from helpers import graphs_of, options, small_config, small_method
 from scipy.spatial.transform import Rotation
 
 from uqbench.errors import ConfigError, DataError

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import graphs_of, options, short_training, small_method
+from helpers import graphs_of, options, short_training, small_method
 from scipy.spatial.transform import Rotation
 from scipy.stats import mannwhitneyu, spearmanr
 

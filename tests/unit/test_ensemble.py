@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import graphs_of, small_method
+from helpers import graphs_of, small_method
 
 from uqbench.errors import ConfigError
 from uqbench.training import POINT_LOSSES

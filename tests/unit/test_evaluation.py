@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import graphs_of, small_method
+from helpers import graphs_of, small_method
 
 from uqbench.errors import ConfigError, TrainingError
 from uqbench.evaluation import Calibration, Metrics, cost_rows, predict

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import graphs_of, short_training, small_method
+from helpers import graphs_of, short_training, small_method
 from scipy import stats
 from scipy.special import gammaln
 

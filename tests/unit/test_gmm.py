@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import graphs_of, small_method
+from helpers import graphs_of, small_method
 from sklearn.mixture import GaussianMixture
 
 from uqbench.errors import CheckpointError, ConfigError, TrainingError

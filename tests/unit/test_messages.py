@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import graphs_of
+from helpers import graphs_of
 
 from uqbench.backbones import messages
 from uqbench.backbones import painn as painn_backbone

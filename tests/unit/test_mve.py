@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import graphs_of, short_training, small_method
+from helpers import graphs_of, short_training, small_method
 from scipy import stats
 
 from uqbench.errors import ConfigError, TrainingError

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import graphs_of, short_training, small_method
+from helpers import graphs_of, short_training, small_method
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from uqbench.checkpoints import TrainingState
 from uqbench.errors import CheckpointError, ConfigError, TrainingError
 from uqbench.potential import Normalisation
 from uqbench.rundir import load_checkpoint
@@ -62,6 +63,16 @@ def test_training_learns_and_keeps_the_best_epoch(parts, tmp_path):
     predicted = method.predict(graphs.batch(range(len(graphs)))).forces
     mae = np.abs(predicted.numpy() - parts[1].forces).mean() / KCAL_PER_MOL
     assert mae == pytest.approx(history.validation_force_mae[history.validation_loss.idxmin()], rel=1e-9)
+
+
+def test_the_epoch_with_the_lowest_validation_loss_is_kept():
+    state, method = TrainingState(), torch.nn.Linear(1, 1)
+    for epoch, loss in enumerate((3.0, 1.0, 2.0), start=1):
+        with torch.no_grad():
+            method.weight.fill_(epoch)
+        state.record({"epoch": epoch, "validation_loss": loss}, method)
+    assert state.best["epoch"] == 2 and float(state.best["method"]["weight"]) == 2.0
+    assert len(state.history) == 3
 
 
 def test_same_seed_same_bits_and_another_seed_another_model(parts, tmp_path):

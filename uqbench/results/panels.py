@@ -160,7 +160,8 @@ def rmse_rmv(axes: Axes, sample: Sample) -> None:
         bars = np.nan_to_num(sample.scale * np.array([root - low, high - root]))
         style = {"color": color, "marker": marker, "markersize": 5, "linestyle": "none"}
         axes.errorbar(x, y, yerr=bars, elinewidth=1.2, capsize=2.5, label=label, **style)
-        values += [x, y - bars[0], y + bars[1]]
+        # An interval of very few structures may reach down to zero, which no logarithmic axis shows.
+        values += [x, np.maximum(y - bars[0], y / 4), y + bars[1]]
     values = np.concatenate(values)
     if not np.any(values > 0):
         return _state(axes, "There are no errors.")
