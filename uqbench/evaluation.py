@@ -156,14 +156,15 @@ class Metrics:
         split: str,
         calibration: Calibration,
         device: str | torch.device,
-    ) -> list[dict[str, Any]]:
-        """Predict a split, keep the predictions in the run, and return its metric and cost rows."""
+    ) -> tuple[Predictions, list[dict[str, Any]]]:
+        """Predict a split, keep the predictions in the run, and return them with their metric and cost rows."""
         predictions = predict(method, structures, batch_size=self.batch_size, device=device)
         run.write_parquet(f"predictions_{split}.parquet", predictions.frame())
-        return self.rows(predictions, calibration, seed=0) + cost_rows(
+        costs = cost_rows(
             inference_time=(1e3 * predictions.seconds / len(structures), "ms/structure"),
             peak_memory=(max(peak_memory_mb().values(), default=float("nan")), "MB"),
         )
+        return predictions, self.rows(predictions, calibration, seed=0) + costs
 
     def rows(self, predictions: Predictions, calibration: Calibration, seed: int) -> list[dict[str, Any]]:
         """Return the metric rows of some predictions; the same seed resamples the same structures for every method."""

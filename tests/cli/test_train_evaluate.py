@@ -34,6 +34,9 @@ def test_a_run_directory_holds_what_a_reader_expects(trained):
         "config.yaml", "run.json", "splits.json", "history.csv", "best.pt", "last.pt", "calibration.json",
         "predictions_validation.parquet", "predictions_test.parquet", "metrics.csv",
     }  # fmt: skip
+    names |= {
+        f"forces_{figure}.png" for figure in ("error_uncertainty", "reliability", "rmse_rmv", "confidence", "z_scores")
+    }
     assert names <= {path.name for path in run.iterdir()}
     info = json.loads((run / "run.json").read_text())
     assert info["status"] == "done" and info["device"] == "cpu"

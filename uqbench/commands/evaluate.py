@@ -64,7 +64,7 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     from uqbench.allocator import tune
     from uqbench.evaluation import CALIBRATION, Calibration
     from uqbench.model import load_method
-    from uqbench.results.runs import write_metrics
+    from uqbench.results.runs import write_figures, write_metrics
     from uqbench.training import device_of
 
     tune()
@@ -75,7 +75,8 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     method = load_method(source)
     with opened.stage("evaluate"):
         calibration = Calibration.from_dict(source.read_json(CALIBRATION))
-        rows = evaluation.run(opened, method, chosen, cfg.split, calibration, device)
+        predictions, rows = evaluation.run(opened, method, chosen, cfg.split, calibration, device)
+    write_figures(opened, predictions, calibration, split=cfg.split, labels=labels)
     write_metrics(opened, rows, command="evaluate", split=cfg.split, labels=labels)
     opened.finish()
 

@@ -47,7 +47,7 @@ def _train(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, 
     from uqbench.evaluation import CALIBRATION, cost_rows
     from uqbench.model import build_method, n_parameters
     from uqbench.potential import Normalisation
-    from uqbench.results.runs import write_metrics
+    from uqbench.results.runs import write_figures, write_metrics
     from uqbench.training import device_of, train
 
     tune()
@@ -67,11 +67,12 @@ def _train(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, 
     with opened.stage("evaluate"):
         calibration = evaluation.calibrate(opened, method, parts["validation"], device)
         opened.write_json(CALIBRATION, calibration.to_dict())
-        rows = evaluation.run(opened, method, parts["test"], "test", calibration, device)
+        predictions, rows = evaluation.run(opened, method, parts["test"], "test", calibration, device)
         rows += cost_rows(
             training_time=(opened.info["seconds"]["train"], "s"),
             parameters=(n_parameters(method), "1"),
         )
+    write_figures(opened, predictions, calibration, split="test", labels=labels)
     write_metrics(opened, rows, command="train", split="test", labels=labels)
     opened.finish()
 

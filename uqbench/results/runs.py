@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uqbench.results.tables import metric_frame, render
 from uqbench.rundir import Run, RunDir
+
+if TYPE_CHECKING:
+    from uqbench.evaluation import Calibration, Predictions
 
 METRICS = "metrics.csv"
 
@@ -23,6 +26,18 @@ def write_metrics(
     """Write metric rows as metrics.csv; `labels` names dataset, subset, backbone, uq and seed of the run."""
     identity = {"run_id": opened.path.name, "command": command, "split": split, "generation": generation, **labels}
     opened.write_csv(METRICS, metric_frame({**identity, **row} for row in rows))
+
+
+def write_figures(
+    opened: RunDir, predictions: Predictions, calibration: Calibration, *, split: str, labels: Mapping[str, Any]
+) -> None:
+    """Write the figures of some predictions beside the metrics; labels as in `write_metrics`."""
+    from uqbench.results.figures import figures  # matplotlib is slow to import, and `show` does without
+
+    place = [str(labels[name]) for name in ("dataset", "subset", "backbone", "uq") if labels[name]]
+    title = ", ".join([*place, f"seed {labels['seed']}", split])
+    for name, png in figures(predictions, calibration, title=title).items():
+        opened.write_bytes(name, png)
 
 
 def show(run: Run) -> None:
