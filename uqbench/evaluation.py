@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from uqbench.errors import ConfigError, DataError, TrainingError
 from uqbench.graph import GraphSet
-from uqbench.metrics.summary import energy_rows, force_rows
+from uqbench.metrics.populations import by_element, by_force_magnitude
+from uqbench.metrics.summary import IDEAL, Settings, Summary, energy_summary, force_summary
 from uqbench.provenance import peak_memory_mb
-from uqbench.rundir import RunDir
+from uqbench.rundir import Run, RunDir
 from uqbench.seeding import numpy_generator
 from uqbench.structures import Structures
 from uqbench.uq.base import UQMethod
-from uqbench.uq.calibration import LinearCalibration
+from uqbench.uq.calibration import ScoreCalibration
 
-CALIBRATION = "calibration.json"
+CALIBRATION, RESAMPLES = "calibration.json", "bootstrap.parquet"
 
 Array = NDArray[np.float64]
 
@@ -95,33 +99,39 @@ def predict(method: UQMethod, structures: Structures, *, batch_size: int, device
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Linear maps from score to variance, fitted on the validation split: forces per component, energies."""
+    """What the validation split says of the scores: of forces per atom, of energies per structure."""
 
-    forces: LinearCalibration
-    energy: LinearCalibration
+    forces: ScoreCalibration
+    energy: ScoreCalibration
 
     @classmethod
-    def fit(cls, validation: Predictions) -> Calibration:
-        """Fit both maps on the predictions of the validation split; raises DataError when they cannot be fitted."""
+    def fit(cls, validation: Predictions, levels: Sequence[float]) -> Calibration:
+        """Fit both on the predictions of the validation split; raises DataError when they cannot be fitted."""
         s = validation.structures
         force_error = ((validation.forces - s.forces) ** 2).sum(-1)
         energy_error = (validation.energy - s.energies) ** 2
         try:
             return cls(
-                forces=LinearCalibration.fit(validation.score, force_error, components=3),
-                energy=LinearCalibration.fit(validation.energy_score, energy_error, components=1),
+                forces=ScoreCalibration.fit(validation.score, force_error, components=3, levels=levels),
+                energy=ScoreCalibration.fit(validation.energy_score, energy_error, components=1, levels=levels),
             )
         except ValueError as error:
             raise DataError(f"the validation split cannot calibrate the uncertainties: {error}") from error
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for calibration.json."""
-        return {"forces": self.forces.to_dict(), "energy": self.energy.to_dict()}
+    def save(self, run: RunDir) -> None:
+        """Write calibration.json of a run."""
+        run.write_json(CALIBRATION, {"forces": self.forces.to_dict(), "energy": self.energy.to_dict()})
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Calibration:
-        """Restore what `to_dict` returned."""
-        return cls(**{name: LinearCalibration.from_dict(values[name]) for name in ("forces", "energy")})
+    def load(cls, run: Run) -> Calibration:
+        """Read calibration.json of a run; raises DataError when it is missing, damaged or of another version."""
+        values = run.read_json(CALIBRATION)
+        try:
+            return cls(**{name: ScoreCalibration.from_dict(values[name]) for name in ("forces", "energy")})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{run.path / CALIBRATION} is damaged or of another version of uqbench ({error}); train this run again"
+            ) from error
 
 
 class Metrics:
@@ -129,24 +139,53 @@ class Metrics:
 
     Args:
         quantiles: of the squared error, above which an atom counts as badly predicted (ROC-AUC).
+        levels: of the central intervals, Gaussian and split-conformal.
+        bins: of RMSE against root mean variance (ENCE).
         bootstrap: resamples of structures behind each confidence interval; 0 for none.
+        ideal_items, ideal_draws: how much is simulated for the values of a perfect model, see `Settings`.
+        per_element: also score the forces of each element.
+        force_ranges: also score the forces by the length of the reference force: edges in eV/Å, from 0; or None.
         batch_size: structures per prediction batch.
     """
 
-    def __init__(self, *, quantiles: list[float], bootstrap: int, batch_size: int) -> None:
-        if not quantiles or not all(0 < q < 1 for q in quantiles):
-            raise ConfigError(f"evaluation.quantiles: must lie between 0 and 1, got {list(quantiles)}")
-        if bootstrap < 0 or batch_size < 1:
-            raise ConfigError("evaluation.bootstrap must be >= 0 and evaluation.batch_size >= 1")
-        self.quantiles, self.bootstrap, self.batch_size = tuple(quantiles), bootstrap, batch_size
+    def __init__(
+        self,
+        *,
+        quantiles: list[float],
+        levels: list[float],
+        bins: int,
+        bootstrap: int,
+        ideal_items: int,
+        ideal_draws: int,
+        per_element: bool,
+        force_ranges: list[float] | None,
+        batch_size: int,
+    ) -> None:
+        for name, shares in (("quantiles", quantiles), ("levels", levels)):
+            if not shares or not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
+                raise ConfigError(f"evaluation.{name}: expected different numbers between 0 and 1, got {list(shares)}")
+        least = {"bins": 1, "bootstrap": 0, "ideal_items": 1, "ideal_draws": 1, "batch_size": 1}
+        given = {"bins": bins, "bootstrap": bootstrap, "ideal_items": ideal_items, "ideal_draws": ideal_draws}
+        for name, value in (given | {"batch_size": batch_size}).items():
+            if value < least[name]:
+                raise ConfigError(f"evaluation.{name}: must be >= {least[name]}, got {value}")
+        if force_ranges is not None:
+            try:
+                by_force_magnitude(np.zeros((0, 3)), force_ranges)
+            except ValueError as error:
+                raise ConfigError(f"evaluation.force_ranges: {error}") from error
+        self.settings = Settings(quantiles=tuple(quantiles), levels=tuple(levels), **given)
+        self.per_element, self.force_ranges, self.batch_size = per_element, force_ranges, batch_size
 
     def calibrate(
         self, run: RunDir, method: UQMethod, validation: Structures, device: str | torch.device
     ) -> Calibration:
-        """Fit the calibration on the validation split, and keep its predictions in the run."""
+        """Fit the calibration on the validation split, and keep it and its predictions in the run."""
         predictions = predict(method, validation, batch_size=self.batch_size, device=device)
         run.write_parquet("predictions_validation.parquet", predictions.frame())
-        return Calibration.fit(predictions)
+        calibration = Calibration.fit(predictions, self.settings.levels)
+        calibration.save(run)
+        return calibration
 
     def run(
         self,
@@ -157,41 +196,70 @@ class Metrics:
         calibration: Calibration,
         device: str | torch.device,
     ) -> tuple[Predictions, list[dict[str, Any]]]:
-        """Predict a split, keep the predictions in the run, and return them with their metric and cost rows."""
+        """Predict a split, and return the predictions with their metric and cost rows.
+
+        The run keeps the predictions, and the bootstrap values of every metric, by which runs are compared in pairs.
+        """
         predictions = predict(method, structures, batch_size=self.batch_size, device=device)
         run.write_parquet(f"predictions_{split}.parquet", predictions.frame())
+        run.update(scored_sha256=structures.sha256())
+        summaries = self.summaries(predictions, calibration)
+        run.write_parquet(RESAMPLES, resamples_frame(summaries))
         costs = cost_rows(
             inference_time=(1e3 * predictions.seconds / len(structures), "ms/structure"),
             peak_memory=(max(peak_memory_mb().values(), default=float("nan")), "MB"),
         )
-        return predictions, self.rows(predictions, calibration, seed=0) + costs
+        return predictions, [row for summary in summaries for row in summary.rows()] + costs
 
-    def rows(self, predictions: Predictions, calibration: Calibration, seed: int) -> list[dict[str, Any]]:
-        """Return the metric rows of some predictions; the same seed resamples the same structures for every method."""
+    def summaries(self, predictions: Predictions, calibration: Calibration) -> list[Summary]:
+        """Return the metrics of every population that is not empty.
+
+        All draw the same resamples of the structures, whatever the method and the population: so they can be paired.
+        """
         s = predictions.structures
-        generator = numpy_generator(seed, "bootstrap-intervals")
-        options = {"quantiles": self.quantiles, "bootstrap": self.bootstrap}
-        forces = force_rows(
+        forces = functools.partial(
+            force_summary,
             s.forces,
             predictions.forces,
             predictions.score,
             predictions.force_variance,
             calibration.forces.variance(predictions.score),
             s.ptr,
-            generator=generator,
-            **options,
+            settings=self.settings,
+            radii=calibration.forces.radii(predictions.score),
         )
-        energy = energy_rows(
+        energy = energy_summary(
             s.energies,
             predictions.energy,
             predictions.energy_score,
             predictions.energy_variance,
             calibration.energy.variance(predictions.energy_score),
             s.n_atoms,
-            generator=generator,
-            **options,
+            settings=self.settings,
+            radii=calibration.energy.radii(predictions.energy_score),
+            generator=_resampling(),
         )
-        return forces + energy
+        masks = by_element(s.numbers, chemical_symbols) if self.per_element else {}
+        if self.force_ranges is not None:
+            masks |= by_force_magnitude(s.forces, self.force_ranges)
+        strata = [forces(generator=_resampling(), population=name, mask=mask) for name, mask in masks.items()]
+        return [one for one in (forces(generator=_resampling()), energy, *strata) if one is not None]
+
+
+def resamples_frame(summaries: Sequence[Summary]) -> pd.DataFrame:
+    """Return one row per target, population and metric, with the list of its bootstrap values."""
+    rows = [
+        {"target": one.target, "population": one.population, "metric": name, "values": values}
+        for one in summaries
+        for name, values in one.samples.items()
+        if not name.endswith(IDEAL)
+    ]
+    return pd.DataFrame(rows, columns=["target", "population", "metric", "values"])
+
+
+def _resampling() -> np.random.Generator:
+    # Not the run's seed: runs of all seeds are compared on the same resamples.
+    return numpy_generator(0, "bootstrap-intervals")
 
 
 def cost_rows(**costs: tuple[float, str]) -> list[dict[str, Any]]:

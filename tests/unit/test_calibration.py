@@ -9,7 +9,7 @@ from scipy import optimize, stats
 
 from uqbench.metrics.likelihood import gaussian_nll
 from uqbench.metrics.simulated import simulate_errors
-from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, calibration_from_dict
+from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, ScoreCalibration
 
 
 def nll(variance, squared_error, components):
@@ -198,14 +198,35 @@ def test_rank_of_the_conformal_quantile_is_exact_at_whole_numbers():
 
 def test_dicts_are_json_and_give_the_same_calibration_back():
     score = np.exp(np.random.default_rng(11).normal(size=30))
-    linear = LinearCalibration.fit(score, squared_errors(score), components=3)
-    conformal = ConformalCalibration.fit(score, score**2, levels=(0.5, 0.99))
-    for calibration in (linear, conformal):
+    both = ScoreCalibration.fit(score, squared_errors(score), components=3, levels=(0.5, 0.99))
+    assert both.conformal.quantiles[0.99] == np.inf, "30 items are too few for it"
+    for calibration in (both, both.linear, both.conformal):
         text = json.dumps(calibration.to_dict(), allow_nan=False)
-        assert calibration_from_dict(json.loads(text)) == calibration
-    for wrong in ({}, {"kind": "cubic"}, {"kind": "linear", "a": 1.0}, linear.to_dict() | {"c": 1.0}):
+        assert type(calibration).from_dict(json.loads(text)) == calibration
+    linear = both.linear.to_dict()
+    for wrong in ({}, {"kind": "cubic"}, {"kind": "linear", "a": 1.0}, linear | {"c": 1.0}, both.to_dict(), None):
         with pytest.raises(ValueError, match="calibration: expected kind"):
-            calibration_from_dict(wrong)
+            LinearCalibration.from_dict(wrong)
+    for wrong in ({}, linear, None, both.to_dict() | {"conformal": linear}):
+        with pytest.raises(ValueError, match="calibration: expected"):
+            ScoreCalibration.from_dict(wrong)
+
+
+def test_radii_of_a_score_that_is_no_variance_cover_the_norms_of_new_errors():
+    """Errors that are no Gaussian, and a score in nats: the radii hold where sigma alone does not."""
+    rng = np.random.default_rng(14)
+    sigma = np.exp(0.5 * rng.normal(size=8000))
+    errors = sigma[:, None] * rng.standard_t(3, size=(8000, 3))
+    sizes, score = np.linalg.norm(errors, axis=1), np.log(sigma) - 40
+    fit = ScoreCalibration.fit(score[:4000], sizes[:4000] ** 2, components=3, levels=(0.5, 0.9, 0.9999))
+    radii = fit.radii(score[4000:])
+    assert set(radii) == {0.5, 0.9}, "4000 items are too few for 0.9999"
+    for level, radius in radii.items():
+        # Five standard errors of two binomial shares.
+        assert np.mean(sizes[4000:] <= radius) == pytest.approx(level, abs=5 * np.sqrt(2 * level * (1 - level) / 4000))
+    gaussian = np.sqrt(stats.chi2.ppf(0.5, 3) * fit.variance(score[4000:]))
+    assert np.mean(sizes[4000:] <= gaussian) > 0.6
+    assert np.array_equal(np.argsort(radii[0.9], kind="stable"), np.argsort(fit.variance(score[4000:]), kind="stable"))
 
 
 def test_calibrated_gaussian_intervals_cover_after_the_fit():

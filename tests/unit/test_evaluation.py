@@ -1,14 +1,19 @@
 """Predictions, calibration and metric rows, from method to table."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from helpers import graphs_of, small_method
 
-from uqbench.errors import ConfigError, TrainingError
-from uqbench.evaluation import Calibration, Metrics, cost_rows, predict
-from uqbench.uq.calibration import LinearCalibration
+from uqbench.errors import ConfigError, DataError, TrainingError
+from uqbench.evaluation import Calibration, Metrics, cost_rows, predict, resamples_frame
+from uqbench.rundir import Run
+
+LEVELS = (0.5, 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +22,13 @@ def method(ethanol):
 
 
 def metrics(**changes):
-    return Metrics(**{"quantiles": [0.8, 0.9], "bootstrap": 20, "batch_size": 7, **changes})
+    settings = {"quantiles": [0.8, 0.9], "levels": list(LEVELS), "bins": 5, "bootstrap": 20, "batch_size": 7}
+    simulated = {"ideal_items": 2000, "ideal_draws": 3}
+    return Metrics(**{**settings, **simulated, "per_element": False, "force_ranges": None, **changes})
+
+
+def rows_of(metrics, predictions, calibration):
+    return [row for summary in metrics.summaries(predictions, calibration) for row in summary.rows()]
 
 
 def test_predictions_do_not_depend_on_the_batch_size(method, ethanol):
@@ -42,7 +53,7 @@ def test_the_predictions_table_holds_everything_per_structure(method, ethanol, t
 
 def test_rows_carry_the_errors_of_the_predictions(method, ethanol):
     predictions = predict(method, ethanol, batch_size=20, device="cpu")
-    rows = metrics().rows(predictions, Calibration.fit(predictions), seed=0)
+    rows = rows_of(metrics(), predictions, Calibration.fit(predictions, LEVELS))
     value = {(row["target"], row["metric"]): row["value"] for row in rows}
     error = predictions.forces - ethanol.forces
     assert value["forces", "mae"] == pytest.approx(np.abs(error).mean())
@@ -57,20 +68,80 @@ def test_rows_carry_the_errors_of_the_predictions(method, ethanol):
 def test_the_test_split_never_enters_the_calibration(method, ethanol):
     """Calibrated on validation, scored on test: other test labels leave the calibration alone."""
     validation = predict(method, ethanol[:30], batch_size=30, device="cpu")
-    calibration = Calibration.fit(validation)
+    calibration = Calibration.fit(validation, LEVELS)
     test = predict(method, ethanol[30:], batch_size=30, device="cpu")
-    fitted_on_test = Calibration.fit(test)
+    fitted_on_test = Calibration.fit(test, LEVELS)
     assert calibration != fitted_on_test
-    rows = {row["metric"]: row["value"] for row in metrics().rows(test, calibration, 0) if row["target"] == "forces"}
+    rows = rows_of(metrics(), test, calibration)
+    rows = {row["metric"]: row["value"] for row in rows if row["target"] == "forces"}
     variance = calibration.forces.variance(test.score)[:, None]
     error = test.forces - ethanol[30:].forces
     assert rows["cnll"] == pytest.approx(0.5 * (np.log(2 * np.pi * variance) + error**2 / variance).mean())
 
 
-def test_calibration_survives_json(method, ethanol):
-    calibration = Calibration.fit(predict(method, ethanol, batch_size=60, device="cpu"))
-    assert Calibration.from_dict(calibration.to_dict()) == calibration
-    assert isinstance(calibration.forces, LinearCalibration)
+def test_conformal_radii_of_the_validation_split_are_applied_to_the_test_split(method, ethanol):
+    calibration = Calibration.fit(predict(method, ethanol[:30], batch_size=30, device="cpu"), LEVELS)
+    test = predict(method, ethanol[30:], batch_size=30, device="cpu")
+    # Other levels when scoring: the radii are those that the calibration has.
+    rows = {(r["target"], r["metric"]): r for r in rows_of(metrics(levels=[0.7]), test, calibration)}
+    for level in LEVELS:
+        radius = calibration.forces.conformal.radius(np.sqrt(calibration.forces.variance(test.score)), level)
+        sizes = np.linalg.norm(test.forces - ethanol[30:].forces, axis=1)
+        row = rows["forces", f"conformal_coverage_{100 * level:g}"]
+        assert row["value"] == pytest.approx(np.mean(sizes <= radius)) and row["unit"] == "1"
+        assert rows["forces", f"conformal_coverage_{100 * level:g}_ideal"]["value"] == level
+        row = rows["forces", f"conformal_radius_{100 * level:g}"]
+        assert row["value"] == pytest.approx(radius.mean()) and row["unit"] == "eV/Å"
+    assert rows["energy", "conformal_radius_90"]["unit"] == "eV"
+    assert ("forces", "calibrated_coverage_70") in rows and ("forces", "calibrated_coverage_90") not in rows
+
+
+def test_strata_on_request(method, ethanol):
+    predictions = predict(method, ethanol, batch_size=20, device="cpu")
+    calibration = Calibration.fit(predictions, LEVELS)
+    plain = rows_of(metrics(), predictions, calibration)
+    rows = rows_of(metrics(per_element=True, force_ranges=[0, 1, 1e9]), predictions, calibration)
+    pd.testing.assert_frame_equal(pd.DataFrame(rows[: len(plain)]), pd.DataFrame(plain), check_exact=True)
+    mae = {row["population"]: row for row in rows if (row["target"], row["metric"]) == ("forces", "mae")}
+    assert set(mae) == {"all", "element=H", "element=C", "element=O", "force=0-1", "force=1-1e+09"}, "empty: no row"
+    error = np.abs(predictions.forces - ethanol.forces).mean(axis=1)
+    assert mae["element=O"]["value"] == pytest.approx(error[ethanol.numbers == 8].mean())
+    strong = np.linalg.norm(ethanol.forces, axis=1) >= 1
+    assert mae["force=1-1e+09"]["value"] == pytest.approx(error[strong].mean())
+    assert mae["force=1-1e+09"]["n"] == strong.sum()
+
+
+def test_all_methods_and_populations_share_their_resamples(method, ethanol):
+    """Mean errors of the same atoms shifted by a constant: the bootstrap values of all are shifted by it exactly."""
+    predictions = predict(method, ethanol, batch_size=20, device="cpu")
+    calibration = Calibration.fit(predictions, LEVELS)
+    shift = np.sign(predictions.forces - ethanol.forces)
+    other = dataclasses.replace(
+        predictions, forces=predictions.forces + shift, force_variance=None, energy_variance=None
+    )
+    frames = [
+        resamples_frame(metrics(per_element=strata).summaries(one, calibration)).set_index(
+            ["target", "population", "metric"]
+        )["values"]
+        for one, strata in ((predictions, False), (other, True))
+    ]
+    first, second = (frame["forces", "all", "mae"] for frame in frames)
+    assert len(first) == 20 and np.ptp(first) > 0
+    np.testing.assert_allclose(second - first, 1.0)
+    assert not any(name.endswith("_ideal") for name in frames[1].index.get_level_values("metric"))
+    assert ("forces", "element=O", "mae") in frames[1].index
+
+
+def test_calibration_survives_its_file_and_others_are_refused(method, ethanol, tmp_path):
+    calibration = Calibration.fit(predict(method, ethanol, batch_size=60, device="cpu"), LEVELS)
+    run = Run(tmp_path, None, {})
+    run.write_json = lambda name, values: (tmp_path / name).write_text(json.dumps(values, allow_nan=False))
+    calibration.save(run)
+    assert Calibration.load(run) == calibration
+    for wrong in ({}, {"forces": {"kind": "linear", "a": 1, "b": 0, "floor": 1}, "energy": {}}, []):
+        (tmp_path / "calibration.json").write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match="calibration.json is damaged or of another version"):
+            Calibration.load(run)
 
 
 def test_non_finite_predictions_are_an_error(ethanol):
@@ -81,9 +152,15 @@ def test_non_finite_predictions_are_an_error(ethanol):
         predict(method, ethanol, batch_size=60, device="cpu")
 
 
-@pytest.mark.parametrize("change", [{"quantiles": []}, {"quantiles": [1.2]}, {"bootstrap": -1}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"quantiles": []}, {"quantiles": [1.2]}, {"levels": [0.5, 0.5]}, {"levels": [0.0]}, {"bins": 0}),
+        *({"bootstrap": -1}, {"batch_size": 0}, {"ideal_items": 0}, {"ideal_draws": 0}, {"force_ranges": [1, 2]}),
+    ],
+)
 def test_impossible_settings_are_refused(change):
-    with pytest.raises(ConfigError, match="evaluation"):
+    with pytest.raises(ConfigError, match=f"evaluation.{next(iter(change))}"):
         metrics(**change)
 
 

@@ -17,13 +17,23 @@ from uqbench.metrics import binning, bootstrap, confidence, reliability
 from uqbench.results import figures, panels
 from uqbench.seeding import numpy_generator
 from uqbench.structures import Structures
-from uqbench.uq.calibration import LinearCalibration
+from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, ScoreCalibration
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 FORCES = {f"forces_{name}.png" for name in panels.PANELS}
 ENERGY = {f"energy_{name}.png" for name in figures.ENERGY_PANELS}
-IDENTITY = LinearCalibration(a=1.0, b=0.0, floor=1e-12)
+LEVELS = (0.5, 0.9)
+BINS = 20
+
+
+def calibration_of(linear):
+    """The same linear map for forces and energies, with no conformal part, which is not drawn."""
+    one = ScoreCalibration(linear, ConformalCalibration({}))
+    return Calibration(forces=one, energy=one)
+
+
+IDENTITY = calibration_of(LinearCalibration(a=1.0, b=0.0, floor=1e-12))
 
 
 def synthetic(structures=100, atoms=6, raw=1.0, sigma=0.5, seed=0):
@@ -64,7 +74,7 @@ def constant(predictions):
 
 
 def sample(predictions, target="forces"):
-    return figures.samples(predictions, Calibration(forces=IDENTITY, energy=IDENTITY))[target]
+    return figures.samples(predictions, IDENTITY, BINS)[target]
 
 
 def drawn(predictions, panel, target="forces"):
@@ -89,14 +99,14 @@ def words(axes):
 
 def draw_everything(predictions):
     """Draw every panel of both targets up to its layout, with the calibration of the predictions themselves."""
-    for one in figures.samples(predictions, Calibration.fit(predictions)).values():
+    for one in figures.samples(predictions, Calibration.fit(predictions, LEVELS), BINS).values():
         for panel in panels.PANELS:
             figures.draw(one, panel, "title").draw_without_rendering()
 
 
 def test_all_figures_are_png_files_of_one_size():
     predictions = synthetic()
-    content = figures.figures(predictions, Calibration.fit(predictions), title=r"not $\mathematics$")
+    content = figures.figures(predictions, Calibration.fit(predictions, LEVELS), title=r"not $\mathematics$", bins=BINS)
     assert set(content) == FORCES | ENERGY
     for data in content.values():
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
@@ -112,10 +122,10 @@ def test_the_same_bytes_twice_whatever_the_user_configured(monkeypatch):
     monkeypatch.setattr(figures, "PANELS", {name: panels.PANELS[name] for name in ("error_uncertainty", "rmse_rmv")})
     monkeypatch.setattr(figures, "ENERGY_PANELS", ())
     predictions = synthetic(structures=20)
-    arguments = predictions, Calibration.fit(predictions)
-    first = figures.figures(*arguments, title="run")
+    arguments = predictions, Calibration.fit(predictions, LEVELS)
+    first = figures.figures(*arguments, title="run", bins=BINS)
     with matplotlib.rc_context({"font.size": 20, "axes.grid": True, "lines.linewidth": 5}):
-        second = figures.figures(*arguments, title="run")
+        second = figures.figures(*arguments, title="run", bins=BINS)
         assert matplotlib.rcParams["font.size"] == 20
     assert first == second
     assert first["forces_error_uncertainty.png"] != first["forces_rmse_rmv.png"]
@@ -146,8 +156,8 @@ def test_the_bins_have_the_ence_of_the_metric_and_the_unit_of_the_label():
     errors = predictions.forces - predictions.structures.forces
     bars = next(c for c in axes.containers if c.get_label().startswith("calibrated"))
     rmv, root = bars.lines[0].get_data()
-    np.testing.assert_allclose([rmv, root], 1e3 * np.array(binning.rmse_rmv(errors, predictions.score)))
-    assert f"ENCE {binning.ence(errors, predictions.score):.2f} (20 bins)" in bars.get_label()
+    np.testing.assert_allclose([rmv, root], 1e3 * np.array(binning.rmse_rmv(errors, predictions.score, bins=BINS)))
+    assert f"ENCE {binning.ence(errors, predictions.score, bins=BINS):.2f} (20 bins)" in bars.get_label()
     ends = np.array([segment[:, 1] for segment in bars.lines[2][0].get_segments()])
     assert np.all((ends[:, 0] < root) & (root < ends[:, 1]))
     assert np.mean((ends[:, 0] < rmv) & (rmv < ends[:, 1])) > 0.7
@@ -218,7 +228,7 @@ def test_the_bands_are_chi_quantiles_and_hold_what_they_say():
 def test_errors_are_drawn_against_the_raw_sigma_where_the_calibrated_one_is_constant():
     predictions = synthetic()
     flat = LinearCalibration(a=0.0, b=0.25, floor=0.25)
-    one = figures.samples(predictions, Calibration(forces=flat, energy=flat))["forces"]
+    one = figures.samples(predictions, calibration_of(flat), BINS)["forces"]
     axes = Figure().add_subplot()
     panels.error_uncertainty(axes, one)
     assert axes.get_xlabel() == "raw σ of a force component (eV/Å); calibrated σ is constant"

@@ -1,6 +1,7 @@
 """Accuracy, rank and likelihood metrics against scipy, scikit-learn, closed forms and repeated rows."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -152,7 +153,12 @@ def test_undefined_values_are_nan_without_warnings():
         assert np.isnan(confidence.ause(np.ones(4), squared))
         assert np.isnan(confidence.ause(squared, np.zeros(4)))
         assert np.isnan(accuracy.mae(errors, np.zeros(4)))
-        for metric in (likelihood.gaussian_nll, reliability.zms, reliability.miscalibration_area, binning.ence):
+        for metric in (
+            likelihood.gaussian_nll,
+            reliability.zms,
+            reliability.miscalibration_area,
+            partial(binning.ence, bins=20),
+        ):
             assert np.isnan(metric(errors, np.zeros(4)))
         assert np.isnan(reliability.miscalibration_area_norm(errors, [1.0, 1.0, 0.0, 1.0]))
         assert np.isnan(reliability.dispersion(np.zeros(4)))
@@ -161,7 +167,7 @@ def test_undefined_values_are_nan_without_warnings():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_input_is_rejected(bad, data):
     errors, variance, _ = data
-    for metric in (likelihood.gaussian_nll, reliability.miscalibration_area, binning.ence):
+    for metric in (likelihood.gaussian_nll, reliability.miscalibration_area, partial(binning.ence, bins=20)):
         broken = errors.copy()
         broken[3, 1] = bad
         with pytest.raises(ValueError, match="errors: 1 of 1200 values are not finite"):

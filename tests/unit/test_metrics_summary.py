@@ -12,14 +12,26 @@ from uqbench.metrics.kernels import Means, Ordering
 from uqbench.metrics.populations import by_element, by_force_magnitude
 from uqbench.metrics.ranking import Ranking
 from uqbench.metrics.simulated import simulate_errors
-from uqbench.metrics.summary import energy_rows, energy_summary, force_rows, force_summary
+from uqbench.metrics.summary import Settings, energy_summary, force_summary
 
 REQUIRED = ["mae", "rmse", "spearman", "roc_auc_80", "roc_auc_90", "roc_auc_95", "nll", "cnll"]
-SETTINGS = {"quantiles": (0.8, 0.9, 0.95), "bootstrap": 40}
+SETTINGS = {"quantiles": (0.8, 0.9, 0.95), "levels": (0.5, 0.68, 0.9, 0.95), "bins": 20, "bootstrap": 40}
+SIMULATED = {"ideal_items": 1_000_000, "ideal_draws": 100}
 
 
 def settings(**changes):
-    return SETTINGS | {"generator": np.random.default_rng(7)} | changes
+    """Keywords of the summaries, with some settings or keywords changed."""
+    values = {name: changes.pop(name, value) for name, value in (SETTINGS | SIMULATED).items()}
+    return {"settings": Settings(**values), "generator": np.random.default_rng(7)} | changes
+
+
+def force_rows(*arguments, **keywords):
+    summary = force_summary(*arguments, **keywords)
+    return [] if summary is None else summary.rows()
+
+
+def energy_rows(*arguments, **keywords):
+    return energy_summary(*arguments, **keywords).rows()
 
 
 @pytest.fixture
@@ -56,8 +68,8 @@ def test_force_rows_hold_the_plain_metrics(forces):
         "sharpness": np.sqrt(variance.mean()),
         "width_95": reliability.width(variance, 0.95),
         "crps": likelihood.gaussian_crps(errors, variance),
-        "ence": binning.ence(errors, variance),
-        "calibrated_ence": binning.ence(errors, calibrated),
+        "ence": binning.ence(errors, variance, bins=20),
+        "calibrated_ence": binning.ence(errors, calibrated, bins=20),
         "ause": confidence.ause(score, squared),
         "ause_probabilistic": confidence.ause_probabilistic(errors, variance),
         "calibrated_ause_probabilistic": confidence.ause_probabilistic(errors, calibrated),
@@ -159,7 +171,7 @@ def test_kernels_under_resampling_equal_repeated_structures(forces):
             "miscalibration_area": reliability.miscalibration_area(errors[atoms], variance[atoms]),
             "miscalibration_area_norm": reliability.miscalibration_area_norm(errors[atoms], variance[atoms]),
             "dispersion": variance[atoms].std() / variance[atoms].mean(),
-            "ence": binning.ence(errors[atoms], variance[atoms]),
+            "ence": binning.ence(errors[atoms], variance[atoms], bins=20),
             "ause": confidence.ause(score[atoms], squared),
         }
         assert {name: summary.samples[name][k] for name in expected} == pytest.approx(expected, rel=1e-9)

@@ -62,7 +62,7 @@ def run(cfg: DictConfig) -> None:
 def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, labels: dict, own_data: bool) -> None:
     from uqbench import config
     from uqbench.allocator import tune
-    from uqbench.evaluation import CALIBRATION, Calibration
+    from uqbench.evaluation import Calibration
     from uqbench.model import load_method
     from uqbench.results.runs import write_figures, write_metrics
     from uqbench.training import device_of
@@ -74,9 +74,10 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     opened.update(device=device, labels=labels, source=str(source.path), data_sha256=chosen.sha256())
     method = load_method(source)
     with opened.stage("evaluate"):
-        calibration = Calibration.from_dict(source.read_json(CALIBRATION))
+        calibration = Calibration.load(source)
         predictions, rows = evaluation.run(opened, method, chosen, cfg.split, calibration, device)
-    write_figures(opened, predictions, calibration, split=cfg.split, labels=labels)
+    bins = evaluation.settings.bins
+    write_figures(opened, predictions, calibration, bins=bins, split=cfg.split, labels=labels)
     write_metrics(opened, rows, command="evaluate", split=cfg.split, labels=labels)
     opened.finish()
 

@@ -44,7 +44,7 @@ def _train(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, 
     from uqbench import config
     from uqbench.allocator import tune
     from uqbench.checkpoints import BEST, load_best
-    from uqbench.evaluation import CALIBRATION, cost_rows
+    from uqbench.evaluation import cost_rows
     from uqbench.model import build_method, n_parameters
     from uqbench.potential import Normalisation
     from uqbench.results.runs import write_figures, write_metrics
@@ -66,13 +66,13 @@ def _train(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, 
         opened.save_checkpoint(BEST, best | {"method": {k: v.cpu() for k, v in method.state_dict().items()}})
     with opened.stage("evaluate"):
         calibration = evaluation.calibrate(opened, method, parts["validation"], device)
-        opened.write_json(CALIBRATION, calibration.to_dict())
         predictions, rows = evaluation.run(opened, method, parts["test"], "test", calibration, device)
         rows += cost_rows(
             training_time=(opened.info["seconds"]["train"], "s"),
             parameters=(n_parameters(method), "1"),
         )
-    write_figures(opened, predictions, calibration, split="test", labels=labels)
+    bins = evaluation.settings.bins
+    write_figures(opened, predictions, calibration, bins=bins, split="test", labels=labels)
     write_metrics(opened, rows, command="train", split="test", labels=labels)
     opened.finish()
 

@@ -1,5 +1,7 @@
 """The full set of kernels for one population: which metric exists, and under which name."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,7 +9,7 @@ from uqbench.metrics import likelihood, reliability
 from uqbench.metrics.accuracy import absolute_terms, squared_norm
 from uqbench.metrics.binning import Bins
 from uqbench.metrics.confidence import OracleConfidence, ProbabilisticConfidence
-from uqbench.metrics.kernels import Array, Kernel, Means, Ordering, Values
+from uqbench.metrics.kernels import Array, Kernel, Means, Ordering, Values, percent
 from uqbench.metrics.ranking import Ranking
 
 CALIBRATED = "calibrated_"  # before the names of metrics of the calibrated variances; their NLL is called cnll
@@ -46,7 +48,16 @@ class Battery:
             OracleConfidence(by_score, by_error, self._mean_square(by_score), self._mean_square(by_error)),
         ]
 
-    def distribution(self, variance: Array, bins: int, prefix: str = "") -> list[Kernel]:
+    def intervals(self, radii: Mapping[float, Array]) -> list[Kernel]:
+        """Kernel for conformal_coverage_* and conformal_radius_*: radii (n,) around the predictions by level."""
+        sizes = np.sqrt(self._squared)
+        columns = {}
+        for level, radius in radii.items():
+            columns[f"conformal_coverage_{percent(level)}"] = (sizes <= radius).astype(np.float64)
+            columns[f"conformal_radius_{percent(level)}"] = radius
+        return [Means(columns, self.owner, self.structures, dict)] if columns else []
+
+    def distribution(self, variance: Array, bins: int, levels: Sequence[float], prefix: str = "") -> list[Kernel]:
         """Kernels for all metrics that need a variance (n,) per component, with a prefix on the names.
 
         nll (cnll with the prefix CALIBRATED), crps, zms, coverage_*, width_*, sharpness, dispersion, ence,
@@ -57,7 +68,7 @@ class Battery:
         probabilities = reliability.gaussian_probabilities(self.errors, variance)
         area = f"{prefix}miscalibration_area"
         kernels: list[Kernel] = [
-            self._moments(variance, prefix),
+            self._moments(variance, levels, prefix),
             Bins(ordering, *columns, bins, prefix),
             ProbabilisticConfidence(ordering, *columns, prefix),
             reliability.Miscalibration(area, probabilities, np.repeat(self.owner, components)),
@@ -79,7 +90,7 @@ class Battery:
             self._columns[ordering] = self._squared[ordering.order] / self.errors.shape[1]
         return self._columns[ordering]
 
-    def _moments(self, variance: Array, prefix: str) -> Kernel:
+    def _moments(self, variance: Array, levels: Sequence[float], prefix: str) -> Kernel:
         scale = float(variance.mean()) or 1.0  # keeps the squares of tiny variances in range
         columns = {
             "nll": likelihood.nll_terms(self.errors, variance),
@@ -89,16 +100,15 @@ class Battery:
             "variance": variance / scale,
             "variance_square": (variance / scale) ** 2,
         }
-        levels = {f"{100 * level:g}": level for level in reliability.LEVELS}
-        for percent, level in levels.items():
-            columns[f"coverage_{percent}"] = reliability.coverage_terms(self.errors, variance, level)
+        for level in levels:
+            columns[f"coverage_{percent(level)}"] = reliability.coverage_terms(self.errors, variance, level)
 
         def derive(mean: Values) -> Values:
             spread = np.sqrt(max(mean["variance_square"] - mean["variance"] ** 2, 0.0))
             values = {"crps": mean["crps"], "zms": mean["zms"]}
-            for percent, level in levels.items():
-                values[f"coverage_{percent}"] = mean[f"coverage_{percent}"]
-                values[f"width_{percent}"] = 2 * reliability.half_width(level) * mean["sigma"]
+            for level in levels:
+                values[f"coverage_{percent(level)}"] = mean[f"coverage_{percent(level)}"]
+                values[f"width_{percent(level)}"] = 2 * reliability.half_width(level) * mean["sigma"]
             values["sharpness"] = float(np.sqrt(mean["variance"] * scale))
             values["dispersion"] = float(spread / mean["variance"]) if mean["variance"] > 0 else float("nan")
             return {"cnll" if prefix else "nll": mean["nll"]} | {prefix + name: values[name] for name in values}

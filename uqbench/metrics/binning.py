@@ -6,11 +6,9 @@ from numpy.typing import ArrayLike
 from uqbench.metrics.accuracy import squared_norm
 from uqbench.metrics.kernels import Array, Ordering, Values, Weighting, as_counts, as_errors
 
-BINS = 20
-
 
 def rmse_rmv(
-    errors: ArrayLike, variance: ArrayLike, bins: int = BINS, weights: ArrayLike | None = None
+    errors: ArrayLike, variance: ArrayLike, bins: int, weights: ArrayLike | None = None
 ) -> tuple[Array, Array]:
     """Root mean variance and RMSE per component (bins,) in bins of equal population along the variance.
 
@@ -26,7 +24,7 @@ def rmse_rmv(
     return kernel.curve(Weighting(as_counts(weights, len(variance))))
 
 
-def ence(errors: ArrayLike, variance: ArrayLike, bins: int = BINS, weights: ArrayLike | None = None) -> float:
+def ence(errors: ArrayLike, variance: ArrayLike, bins: int, weights: ArrayLike | None = None) -> float:
     """Expected normalised calibration error: mean over bins of |RMV - RMSE| / RMV.
 
     Population, arguments and bins as `rmse_rmv`. 0 for perfect calibration and infinite data; for finite data it grows

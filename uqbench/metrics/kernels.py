@@ -43,6 +43,11 @@ def finite(name: str, values: ArrayLike) -> Array:
     return values
 
 
+def percent(share: float) -> str:
+    """Give a share as it stands in metric names: 0.9 gives ``90``, 0.975 gives ``97_5``."""
+    return f"{100 * share:g}".replace(".", "_")
+
+
 def as_counts(weights: ArrayLike | None, n: int) -> Array:
     """Give per-item multiplicities (n,) as float64, ones where None; ValueError unless they are whole and >= 0."""
     if weights is None:

@@ -1,4 +1,4 @@
-"""Masks of atoms by which force metrics are stratified; each mask is one call of `summary.force_rows`."""
+"""Masks of atoms by which force metrics are stratified; each mask is one call of `summary.force_summary`."""
 
 from collections.abc import Sequence
 

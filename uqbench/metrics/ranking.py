@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uqbench.metrics.kernels import Array, Ordering, Values, Weighting, as_counts, finite
+from uqbench.metrics.kernels import Array, Ordering, Values, Weighting, as_counts, finite, percent
 
 
 def spearman(score: ArrayLike, squared_error: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -30,7 +30,7 @@ def roc_name(quantile: float) -> str:
     """Name of the metric for an error quantile: 0.8 gives ``roc_auc_80``; ValueError outside (0, 1)."""
     if not 0 < quantile < 1:
         raise ValueError(f"quantile: expected a number between 0 and 1, got {quantile}")
-    return f"roc_auc_{100 * quantile:g}".replace(".", "_")
+    return f"roc_auc_{percent(quantile)}"
 
 
 class Ranking:

@@ -7,7 +7,6 @@ from scipy.special import chdtr, ndtr, ndtri
 
 from uqbench.metrics.kernels import Array, Values, Weighting, as_counts, as_errors, finite, weighted_mean
 
-LEVELS = (0.5, 0.68, 0.9, 0.95)
 CHUNK = 32768  # items per pass of the exact area: temporaries stay in the cache
 
 

@@ -29,23 +29,24 @@ STYLE = {
 ENERGY_PANELS = ("error_uncertainty", "reliability", "rmse_rmv")  # structures are too few for the others
 
 
-def figures(predictions: Predictions, calibration: Calibration, *, title: str) -> dict[str, bytes]:
+def figures(predictions: Predictions, calibration: Calibration, *, title: str, bins: int) -> dict[str, bytes]:
     """Draw the figures of some predictions and give them as PNG files by name.
 
     All five of PANELS for forces per atom, `forces_<panel>.png`; those of ENERGY_PANELS for energies per structure,
     `energy_<panel>.png`. The calibration is that of the validation split; title: a line below the headings that names
-    run and split. A figure that would be empty, such as errors against a constant uncertainty, says so. The same
-    arguments give the same bytes under the same version of matplotlib, whatever its user has configured.
+    run and split; bins: along the variance. A figure that would be empty, such as errors against a constant
+    uncertainty, says so. The same arguments give the same bytes under the same version of matplotlib, whatever its user
+    has configured.
     """
     content = {}
     with style.context(STYLE, after_reset=True):
-        for target, sample in samples(predictions, calibration).items():
+        for target, sample in samples(predictions, calibration, bins).items():
             for name in PANELS if target == "forces" else ENERGY_PANELS:
                 content[f"{target}_{name}.png"] = _png(draw(sample, name, title))
     return content
 
 
-def samples(predictions: Predictions, calibration: Calibration) -> dict[str, Sample]:
+def samples(predictions: Predictions, calibration: Calibration, bins: int) -> dict[str, Sample]:
     """Errors and uncertainties of forces and of energies, as they are drawn."""
     s = predictions.structures
     force_errors, energy_errors = predictions.forces - s.forces, (predictions.energy - s.energies)[:, None]
@@ -62,6 +63,7 @@ def samples(predictions: Predictions, calibration: Calibration) -> dict[str, Sam
         owner=np.repeat(np.arange(len(s)), s.n_atoms),
         structures=len(s),
         score=predictions.score,
+        bins=bins,
         **_variances(raw, calibrated),
     )
     unit, scale = drawing_unit(energy_errors, "eV")
@@ -77,6 +79,7 @@ def samples(predictions: Predictions, calibration: Calibration) -> dict[str, Sam
         owner=np.arange(len(s)),
         structures=len(s),
         score=predictions.energy_score,
+        bins=bins,
         **_variances(raw, calibrated),
     )
     return {"forces": forces, "energy": energy}

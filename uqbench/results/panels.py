@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr
 
 from uqbench.metrics.accuracy import rmse, squared_norm
-from uqbench.metrics.binning import BINS, Bins, ence_of_bins
+from uqbench.metrics.binning import Bins, ence_of_bins
 from uqbench.metrics.bootstrap import interval, resampled_counts
 from uqbench.metrics.confidence import FRACTIONS, ause, confidence_curve
 from uqbench.metrics.kernels import Array, Ordering, Weighting
@@ -45,6 +45,7 @@ class Sample:
         errors: (n, D). owner: (n,), the structure of each item. structures: their number.
         score: (n,). variances: (n,) per component and positive, by name: RAW where the method has one, and CALIBRATED.
         undefined: variances left out because some are zero: how many, by name.
+        bins: along the variance.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Sample:
     score: Array
     variances: dict[str, Array]
     undefined: dict[str, int]
+    bins: int
 
     @property
     def sizes(self) -> Array:
@@ -147,13 +149,13 @@ def reliability(axes: Axes, sample: Sample) -> None:
 def rmse_rmv(axes: Axes, sample: Sample) -> None:
     """Draw RMSE against root mean variance in bins, with 95 % intervals from a bootstrap over structures.
 
-    There are BINS bins, as in the table, but no more than items, and one where the variance is constant. The legend
+    There are as many bins as in the table, but no more than items, and one where the variance is constant. The legend
     gives the ENCE.
     """
     values = []
     for name, variance in sample.variances.items():
         color, _, marker = LINES[name]
-        bins = 1 if constant(variance) else min(BINS, len(variance))
+        bins = 1 if constant(variance) else min(sample.bins, len(variance))
         rmv, root, low, high = binned(sample, variance, bins)
         label = f"{name}, ENCE {ence_of_bins(rmv, root):.2f} ({bins} bin{'s' if bins > 1 else ''})"
         x, y = sample.scale * rmv, sample.scale * root

@@ -29,14 +29,20 @@ def write_metrics(
 
 
 def write_figures(
-    opened: RunDir, predictions: Predictions, calibration: Calibration, *, split: str, labels: Mapping[str, Any]
+    opened: RunDir,
+    predictions: Predictions,
+    calibration: Calibration,
+    *,
+    bins: int,
+    split: str,
+    labels: Mapping[str, Any],
 ) -> None:
-    """Write the figures of some predictions beside the metrics; labels as in `write_metrics`."""
+    """Write the figures of some predictions beside the metrics; bins along the variance, labels as there."""
     from uqbench.results.figures import figures  # matplotlib is slow to import, and `show` does without
 
     place = [str(labels[name]) for name in ("dataset", "subset", "backbone", "uq") if labels[name]]
     title = ", ".join([*place, f"seed {labels['seed']}", split])
-    for name, png in figures(predictions, calibration, title=title).items():
+    for name, png in figures(predictions, calibration, title=title, bins=bins).items():
         opened.write_bytes(name, png)
 
 

@@ -1,6 +1,6 @@
 """Calibration on the validation set: what turns a score into a variance, or into an interval.
 
-Neither object sees the test set, nor changes how a score ranks. Both are plain numbers, saved with the run.
+No object here sees the test set, nor changes how a score ranks. All are plain numbers, saved with the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ class LinearCalibration:
         return np.maximum(self.a * np.asarray(score, dtype=np.float64) + self.b, self.floor)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for a checkpoint or JSON; `calibration_from_dict` reads them."""
+        """Plain types for a checkpoint or JSON."""
         return {"kind": "linear", "a": self.a, "b": self.b, "floor": self.floor}
 
     @classmethod
@@ -132,7 +132,7 @@ class ConformalCalibration:
         return self.quantiles[level] * uncertainty
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for a checkpoint or JSON, an infinite quantile as None; `calibration_from_dict` reads them."""
+        """Plain types for a checkpoint or JSON, an infinite quantile as None."""
         pairs = [[level, q if np.isfinite(q) else None] for level, q in sorted(self.quantiles.items())]
         return {"kind": "conformal", "quantiles": pairs}
 
@@ -143,12 +143,46 @@ class ConformalCalibration:
         return cls({float(level): float("inf") if q is None else float(q) for level, q in values["quantiles"]})
 
 
-def calibration_from_dict(values: Mapping[str, Any]) -> LinearCalibration | ConformalCalibration:
-    """Read what the `to_dict` of any calibration wrote; ValueError for other content."""
-    kinds = {"linear": LinearCalibration, "conformal": ConformalCalibration}
-    if values.get("kind") not in kinds:
-        raise ValueError(f"calibration: expected kind {' or '.join(kinds)}, got {values.get('kind')!r}")
-    return kinds[values["kind"]].from_dict(values)
+@dataclass(frozen=True)
+class ScoreCalibration:
+    """What validation data say of a score: the variance that it stands for, and radii that bound the error.
+
+    The radii are multiples of the standard deviation of the linear map, so that scores of any unit and sign have them.
+    The map's two numbers come from the same validation data, a dependence that the conformal guarantee neglects.
+    """
+
+    linear: LinearCalibration
+    conformal: ConformalCalibration
+
+    @classmethod
+    def fit(
+        cls, score: ArrayLike, squared_error: ArrayLike, *, components: int, levels: Sequence[float]
+    ) -> "ScoreCalibration":
+        """Fit both on validation data; arguments and errors as in `LinearCalibration` and `ConformalCalibration`."""
+        linear = LinearCalibration.fit(score, squared_error, components=components)
+        sigma = np.sqrt(linear.variance(score))
+        return cls(linear, ConformalCalibration.fit(sigma, squared_error, levels=levels))
+
+    def variance(self, score: ArrayLike) -> Array:
+        """Variance per component (...) for scores (...), in squared units of the error."""
+        return self.linear.variance(score)
+
+    def radii(self, score: ArrayLike) -> dict[float, Array]:
+        """Radius (...) of |error| for scores (...) by level; levels too high for the validation set are left out."""
+        sigma = np.sqrt(self.linear.variance(score))
+        levels = [level for level, q in sorted(self.conformal.quantiles.items()) if np.isfinite(q)]
+        return {level: self.conformal.radius(sigma, level) for level in levels}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        return {"linear": self.linear.to_dict(), "conformal": self.conformal.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ScoreCalibration":
+        """Inverse of `to_dict`; ValueError for other content."""
+        if not isinstance(values, Mapping) or set(values) != {"linear", "conformal"}:
+            raise ValueError("calibration: expected a linear and a conformal part")
+        return cls(LinearCalibration.from_dict(values["linear"]), ConformalCalibration.from_dict(values["conformal"]))
 
 
 def _minima(values: Array) -> NDArray[np.int64]:
@@ -176,5 +210,5 @@ def _positive(uncertainty: Array) -> None:
 
 
 def _expect(values: Mapping[str, Any], kind: str, keys: set[str]) -> None:
-    if values.get("kind") != kind or set(values) != keys | {"kind"}:
-        raise ValueError(f"calibration: expected kind {kind!r} with {', '.join(sorted(keys))}, got {sorted(values)}")
+    if not isinstance(values, Mapping) or values.get("kind") != kind or set(values) != keys | {"kind"}:
+        raise ValueError(f"calibration: expected kind {kind!r} with {', '.join(sorted(keys))}, got {values!r}")
