@@ -1,10 +1,10 @@
-"""From a trained method to predictions, calibration and metric rows."""
+"""What can be done with a trained method: the contract of an evaluation, calibration, and the scores of a split."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 from ase.data import chemical_symbols
-from numpy.typing import NDArray
 
-from uqbench.errors import ConfigError, DataError, TrainingError
-from uqbench.graph import GraphSet
+from uqbench.errors import ConfigError, DataError
+from uqbench.figures.canvas import render
+from uqbench.figures.panels import drawings
+from uqbench.figures.samples import samples
 from uqbench.metrics.populations import by_element, by_force_magnitude
 from uqbench.metrics.summary import IDEAL, Settings, Summary, energy_summary, force_summary
+from uqbench.predictions import Predictions, predict
 from uqbench.provenance import peak_memory_mb
 from uqbench.rundir import Run, RunDir
 from uqbench.seeding import numpy_generator
@@ -27,74 +29,7 @@ from uqbench.uq.calibration import ScoreCalibration
 
 CALIBRATION, RESAMPLES = "calibration.json", "bootstrap.parquet"
 
-Array = NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a method predicted for a set of structures, beside the labels; numpy, eV and eV/Å.
-
-    Attributes:
-        structures: the labelled frames.
-        energy: (S,). forces: (N, 3).
-        energy_variance: (S,) or None. force_variance: (N,) per component, or None.
-        score: (N,). energy_score: (S,).
-        seconds: wall time of the predictions, neighbour lists excluded.
-    """
-
-    structures: Structures
-    energy: Array
-    forces: Array
-    energy_variance: Array | None
-    force_variance: Array | None
-    score: Array
-    energy_score: Array
-    seconds: float
-
-    def frame(self) -> pd.DataFrame:
-        """Return one row per structure; per-atom values are lists, vectors flattened as x1 y1 z1 x2 ..."""
-        s = self.structures
-        cuts = s.ptr[1:-1]
-        columns: dict[str, Any] = {
-            "id": s.ids,
-            "n_atoms": s.n_atoms,
-            "numbers": np.split(s.numbers, cuts),
-            "energy_reference": s.energies,
-            "energy": self.energy,
-            "energy_variance": self.energy_variance,
-            "energy_score": self.energy_score,
-            "forces_reference": np.split(s.forces.ravel(), 3 * cuts),
-            "forces": np.split(self.forces.ravel(), 3 * cuts),
-            "force_variance": None if self.force_variance is None else np.split(self.force_variance, cuts),
-            "score": np.split(self.score, cuts),
-        }
-        return pd.DataFrame({name: list(values) for name, values in columns.items() if values is not None})
-
-
-def predict(method: UQMethod, structures: Structures, *, batch_size: int, device: str | torch.device) -> Predictions:
-    """Predict all structures in batches; raises TrainingError when a prediction is not finite."""
-    method = method.to(device).eval()
-    graphs = GraphSet(structures, method.potential.backbone.cutoff, dtype=method.potential.scale.dtype, device=device)
-    batches = graphs.batches(batch_size)
-    with torch.no_grad():
-        method.predict(batches[0])  # warms up caches and kernels, so that the time below is that of the work
-        _synchronise(device)
-        start = time.perf_counter()
-        parts = [method.predict(batch) for batch in batches]
-        _synchronise(device)
-        seconds = time.perf_counter() - start
-
-    def join(name: str) -> Array | None:
-        values = [getattr(part, name) for part in parts]
-        if values[0] is None:
-            return None
-        array = torch.cat(values).double().cpu().numpy()
-        if not np.isfinite(array).all():
-            raise TrainingError(f"the model predicts non-finite values ({name}) on {structures.origin}")
-        return array
-
-    names = ("energy", "forces", "energy_variance", "force_variance", "score", "energy_score")
-    return Predictions(structures, **{name: join(name) for name in names}, seconds=seconds)
+Rows = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +69,27 @@ class Calibration:
             ) from error
 
 
-class Metrics:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained method with what its validation split said of it, and the device to run it on."""
+
+    method: UQMethod
+    calibration: Calibration
+    device: str | torch.device
+
+
+class Evaluation(abc.ABC):
+    """A kind of evaluation, one for each conf/evaluation/*.yaml."""
+
+    @abc.abstractmethod
+    def evaluate(self, run: RunDir, trained: Trained, structures: Structures, *, split: str, title: str) -> Rows:
+        """Evaluate a trained method on the frames of a split, and return metric rows.
+
+        Everything else, such as predictions, trajectories and figures, is left in the run. title names run and split.
+        """
+
+
+class Metrics(Evaluation):
     """Scores predictions against labels: every metric of forces per atom and of energies per structure.
 
     Args:
@@ -187,29 +142,24 @@ class Metrics:
         calibration.save(run)
         return calibration
 
-    def run(
-        self,
-        run: RunDir,
-        method: UQMethod,
-        structures: Structures,
-        split: str,
-        calibration: Calibration,
-        device: str | torch.device,
-    ) -> tuple[Predictions, list[dict[str, Any]]]:
-        """Predict a split, and return the predictions with their metric and cost rows.
+    def evaluate(self, run: RunDir, trained: Trained, structures: Structures, *, split: str, title: str) -> Rows:
+        """Predict a split, keep the predictions and their figures, and return metric and cost rows.
 
-        The run keeps the predictions, and the bootstrap values of every metric, by which runs are compared in pairs.
+        The run also keeps the bootstrap values of every metric, by which runs are compared in pairs.
         """
-        predictions = predict(method, structures, batch_size=self.batch_size, device=device)
+        predictions = predict(trained.method, structures, batch_size=self.batch_size, device=trained.device)
         run.write_parquet(f"predictions_{split}.parquet", predictions.frame())
         run.update(scored_sha256=structures.sha256())
-        summaries = self.summaries(predictions, calibration)
+        summaries = self.summaries(predictions, trained.calibration)
         run.write_parquet(RESAMPLES, resamples_frame(summaries))
+        drawn = samples(predictions, trained.calibration, self.settings.bins)
+        for name, content in render(drawings(drawn, title)).items():
+            run.write_bytes(name, content)
         costs = cost_rows(
             inference_time=(1e3 * predictions.seconds / len(structures), "ms/structure"),
             peak_memory=(max(peak_memory_mb().values(), default=float("nan")), "MB"),
         )
-        return predictions, [row for summary in summaries for row in summary.rows()] + costs
+        return [row for summary in summaries for row in summary.rows()] + costs
 
     def summaries(self, predictions: Predictions, calibration: Calibration) -> list[Summary]:
         """Return the metrics of every population that is not empty.
@@ -262,15 +212,10 @@ def _resampling() -> np.random.Generator:
     return numpy_generator(0, "bootstrap-intervals")
 
 
-def cost_rows(**costs: tuple[float, str]) -> list[dict[str, Any]]:
+def cost_rows(**costs: tuple[float, str]) -> Rows:
     """Return one metric row per cost, given as name=(value, unit)."""
     return [
         {"target": "cost", "population": "run", "metric": name, "value": value, "unit": unit}
         | {"n": 1, "ci_low": None, "ci_high": None}
         for name, (value, unit) in costs.items()
     ]
-
-
-def _synchronise(device: str | torch.device) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)

@@ -10,7 +10,8 @@ import torch
 from helpers import graphs_of, small_method
 
 from uqbench.errors import ConfigError, DataError, TrainingError
-from uqbench.evaluation import Calibration, Metrics, cost_rows, predict, resamples_frame
+from uqbench.evaluation import Calibration, Metrics, cost_rows, resamples_frame
+from uqbench.predictions import predict
 from uqbench.rundir import Run
 
 LEVELS = (0.5, 0.9)

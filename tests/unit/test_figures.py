@@ -1,6 +1,7 @@
 """Figures: the numbers handed to the axes are those of the metrics, and no method or data makes them fail."""
 
 import dataclasses
+import functools
 import io
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
-from uqbench.evaluation import Calibration, Predictions
+from uqbench.evaluation import Calibration
+from uqbench.figures import canvas, panels
+from uqbench.figures.samples import samples
 from uqbench.metrics import binning, bootstrap, confidence, reliability
-from uqbench.results import figures, panels
+from uqbench.predictions import Predictions
 from uqbench.seeding import numpy_generator
 from uqbench.structures import Structures
 from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, ScoreCalibration
@@ -22,7 +25,7 @@ from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, Scor
 pytestmark = pytest.mark.filterwarnings("error")
 
 FORCES = {f"forces_{name}.png" for name in panels.PANELS}
-ENERGY = {f"energy_{name}.png" for name in figures.ENERGY_PANELS}
+ENERGY = {f"energy_{name}.png" for name in panels.FEW}
 LEVELS = (0.5, 0.9)
 BINS = 20
 
@@ -74,7 +77,7 @@ def constant(predictions):
 
 
 def sample(predictions, target="forces"):
-    return figures.samples(predictions, IDENTITY, BINS)[target]
+    return samples(predictions, IDENTITY, BINS)[target]
 
 
 def drawn(predictions, panel, target="forces"):
@@ -88,6 +91,12 @@ def lines(axes):
     return {line.get_label(): np.array(line.get_data()) for line in axes.get_lines()}
 
 
+def draw_all(predictions, title="run"):
+    """All files of a run, with the calibration of the predictions themselves."""
+    drawn = samples(predictions, Calibration.fit(predictions, LEVELS), BINS)
+    return canvas.render(panels.drawings(drawn, title))
+
+
 def labelled(found, start):
     return next(data for label, data in found.items() if label.startswith(start))
 
@@ -99,14 +108,15 @@ def words(axes):
 
 def draw_everything(predictions):
     """Draw every panel of both targets up to its layout, with the calibration of the predictions themselves."""
-    for one in figures.samples(predictions, Calibration.fit(predictions, LEVELS), BINS).values():
+    for one in samples(predictions, Calibration.fit(predictions, LEVELS), BINS).values():
         for panel in panels.PANELS:
-            figures.draw(one, panel, "title").draw_without_rendering()
+            drawing = functools.partial(panels.PANELS[panel][1], sample=one)
+            canvas.draw("heading", "title", drawing).draw_without_rendering()
 
 
 def test_all_figures_are_png_files_of_one_size():
     predictions = synthetic()
-    content = figures.figures(predictions, Calibration.fit(predictions, LEVELS), title=r"not $\mathematics$", bins=BINS)
+    content = draw_all(predictions, title=r"not $\mathematics$")
     assert set(content) == FORCES | ENERGY
     for data in content.values():
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
@@ -119,20 +129,19 @@ def test_all_figures_are_png_files_of_one_size():
 
 def test_the_same_bytes_twice_whatever_the_user_configured(monkeypatch):
     # Two of them suffice, one with random numbers: drawing takes long.
-    monkeypatch.setattr(figures, "PANELS", {name: panels.PANELS[name] for name in ("error_uncertainty", "rmse_rmv")})
-    monkeypatch.setattr(figures, "ENERGY_PANELS", ())
+    monkeypatch.setattr(panels, "PANELS", {name: panels.PANELS[name] for name in ("error_uncertainty", "rmse_rmv")})
+    monkeypatch.setattr(panels, "FEW", ())
     predictions = synthetic(structures=20)
-    arguments = predictions, Calibration.fit(predictions, LEVELS)
-    first = figures.figures(*arguments, title="run", bins=BINS)
+    first = draw_all(predictions)
     with matplotlib.rc_context({"font.size": 20, "axes.grid": True, "lines.linewidth": 5}):
-        second = figures.figures(*arguments, title="run", bins=BINS)
+        second = draw_all(predictions)
         assert matplotlib.rcParams["font.size"] == 20
     assert first == second
     assert first["forces_error_uncertainty.png"] != first["forces_rmse_rmv.png"]
 
 
 def test_pyplot_is_not_imported():
-    code = "import sys, uqbench.results.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, uqbench.figures.panels; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
 
 
@@ -228,7 +237,7 @@ def test_the_bands_are_chi_quantiles_and_hold_what_they_say():
 def test_errors_are_drawn_against_the_raw_sigma_where_the_calibrated_one_is_constant():
     predictions = synthetic()
     flat = LinearCalibration(a=0.0, b=0.25, floor=0.25)
-    one = figures.samples(predictions, calibration_of(flat), BINS)["forces"]
+    one = samples(predictions, calibration_of(flat), BINS)["forces"]
     axes = Figure().add_subplot()
     panels.error_uncertainty(axes, one)
     assert axes.get_xlabel() == "raw σ of a force component (eV/Å); calibrated σ is constant"

@@ -62,9 +62,9 @@ def run(cfg: DictConfig) -> None:
 def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, labels: dict, own_data: bool) -> None:
     from uqbench import config
     from uqbench.allocator import tune
-    from uqbench.evaluation import Calibration
+    from uqbench.evaluation import Calibration, Trained
     from uqbench.model import load_method
-    from uqbench.results.runs import write_figures, write_metrics
+    from uqbench.results.runs import title_of, write_metrics
     from uqbench.training import device_of
 
     tune()
@@ -72,12 +72,10 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     device = device_of(config.build(source.config.training))
     chosen = _choose(source, dataset, cfg.split, own_data)
     opened.update(device=device, labels=labels, source=str(source.path), data_sha256=chosen.sha256())
-    method = load_method(source)
+    trained = Trained(load_method(source), Calibration.load(source), device)
     with opened.stage("evaluate"):
-        calibration = Calibration.load(source)
-        predictions, rows = evaluation.run(opened, method, chosen, cfg.split, calibration, device)
-    bins = evaluation.settings.bins
-    write_figures(opened, predictions, calibration, bins=bins, split=cfg.split, labels=labels)
+        title = title_of(labels, cfg.split)
+        rows = evaluation.evaluate(opened, trained, chosen, split=cfg.split, title=title)
     write_metrics(opened, rows, command="evaluate", split=cfg.split, labels=labels)
     opened.finish()
 

@@ -44,14 +44,19 @@ def _train(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, 
     from uqbench import config
     from uqbench.allocator import tune
     from uqbench.checkpoints import BEST, load_best
-    from uqbench.evaluation import cost_rows
+    from uqbench.errors import ConfigError
+    from uqbench.evaluation import Metrics, Trained, cost_rows
     from uqbench.model import build_method, n_parameters
     from uqbench.potential import Normalisation
-    from uqbench.results.runs import write_figures, write_metrics
+    from uqbench.results.runs import title_of, write_metrics
     from uqbench.training import device_of, train
 
     tune()
     settings, evaluation = config.build(cfg.training), config.build(cfg.evaluation)
+    if not isinstance(evaluation, Metrics):
+        raise ConfigError(
+            "evaluation: training ends with evaluation=metrics; then take uqbench evaluate run=... for any other"
+        )
     device = device_of(settings)
     structures, splits = _load(opened, dataset)
     parts = {name: structures[frames] for name, frames in splits.items()}
@@ -66,13 +71,12 @@ def _train(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, 
         opened.save_checkpoint(BEST, best | {"method": {k: v.cpu() for k, v in method.state_dict().items()}})
     with opened.stage("evaluate"):
         calibration = evaluation.calibrate(opened, method, parts["validation"], device)
-        predictions, rows = evaluation.run(opened, method, parts["test"], "test", calibration, device)
+        trained = Trained(method, calibration, device)
+        rows = evaluation.evaluate(opened, trained, parts["test"], split="test", title=title_of(labels, "test"))
         rows += cost_rows(
             training_time=(opened.info["seconds"]["train"], "s"),
             parameters=(n_parameters(method), "1"),
         )
-    bins = evaluation.settings.bins
-    write_figures(opened, predictions, calibration, bins=bins, split="test", labels=labels)
     write_metrics(opened, rows, command="train", split="test", labels=labels)
     opened.finish()
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from uqbench.results.tables import metric_frame, render
 from uqbench.rundir import Run, RunDir
-
-if TYPE_CHECKING:
-    from uqbench.evaluation import Calibration, Predictions
 
 METRICS = "metrics.csv"
 
@@ -28,22 +25,10 @@ def write_metrics(
     opened.write_csv(METRICS, metric_frame({**identity, **row} for row in rows))
 
 
-def write_figures(
-    opened: RunDir,
-    predictions: Predictions,
-    calibration: Calibration,
-    *,
-    bins: int,
-    split: str,
-    labels: Mapping[str, Any],
-) -> None:
-    """Write the figures of some predictions beside the metrics; bins along the variance, labels as there."""
-    from uqbench.results.figures import figures  # matplotlib is slow to import, and `show` does without
-
+def title_of(labels: Mapping[str, Any], split: str) -> str:
+    """Name a run and a split in one line, for its figures; labels as in `write_metrics`."""
     place = [str(labels[name]) for name in ("dataset", "subset", "backbone", "uq") if labels[name]]
-    title = ", ".join([*place, f"seed {labels['seed']}", split])
-    for name, png in figures(predictions, calibration, title=title, bins=bins).items():
-        opened.write_bytes(name, png)
+    return ", ".join([*place, f"seed {labels['seed']}", split])
 
 
 def show(run: Run) -> None:

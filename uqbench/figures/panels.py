@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr
 
+from uqbench.figures.canvas import BLACK, BLUE, GREEN, GREY, SKY, VERMILLION, Drawing
+from uqbench.figures.samples import CALIBRATED, RAW, Sample
 from uqbench.metrics.accuracy import rmse, squared_norm
 from uqbench.metrics.binning import Bins, ence_of_bins
 from uqbench.metrics.bootstrap import interval, resampled_counts
@@ -20,9 +21,6 @@ from uqbench.metrics.kernels import Array, Ordering, Weighting
 from uqbench.metrics.reliability import miscalibration_area, reliability_curve, z_quantiles
 from uqbench.seeding import numpy_generator
 
-RAW, CALIBRATED = "raw", "calibrated"
-# Okabe and Ito's colours, which all kinds of colour vision tell apart; line styles and markers differ as well.
-BLUE, VERMILLION, GREEN, SKY, BLACK, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#000000", "#767676"
 LINES = {RAW: (VERMILLION, "--", "s"), CALIBRATED: (BLUE, "-", "o")}
 REFERENCE = {"color": BLACK, "linewidth": 1.0, "linestyle": ":"}
 
@@ -35,41 +33,25 @@ PROBABILITIES = np.linspace(0.0, 1.0, 501)
 TAIL = 4.0  # in standard deviations: how far the z-scores are followed; the axis turns logarithmic beyond it
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sample:
-    """Errors of forces or energies, with what the method said of their size.
+def drawings(samples: Mapping[str, Sample], title: str) -> dict[str, Drawing]:
+    """Lay out the figures of some predictions: file names, headings and what to draw.
 
-    Attributes:
-        title, item, component, symbol: what is looked at, for headings and labels.
-        unit: of what is drawn. scale: from eV or eV/Å to that unit.
-        errors: (n, D). owner: (n,), the structure of each item. structures: their number.
-        score: (n,). variances: (n,) per component and positive, by name: RAW where the method has one, and CALIBRATED.
-        undefined: variances left out because some are zero: how many, by name.
-        bins: along the variance.
+    samples by target: all five of PANELS for `forces`, per atom, as `forces_<panel>.png`; those of FEW for the others,
+    `<target>_<panel>.png`. title names run and split. A figure that would be empty, such as errors against a constant
+    uncertainty, says so.
     """
-
-    title: str
-    item: str
-    component: str
-    symbol: str
-    unit: str
-    scale: float
-    errors: Array
-    owner: NDArray[np.integer]
-    structures: int
-    score: Array
-    variances: dict[str, Array]
-    undefined: dict[str, int]
-    bins: int
-
-    @property
-    def sizes(self) -> Array:
-        """|error| of each item (n,), in the unit drawn."""
-        return self.scale * np.sqrt(squared_norm(self.errors))
-
-    def sigma(self, name: str) -> Array:
-        """Standard deviation per component (n,), in the unit drawn."""
-        return self.scale * np.sqrt(self.variances[name])
+    laid_out = {}
+    for target, sample in samples.items():
+        count = len(sample.errors)
+        line = f"{title} ({count:,} {sample.item}{'s' if count > 1 else ''})"
+        for name in PANELS if target == "forces" else FEW:
+            heading, panel = PANELS[name]
+            laid_out[f"{target}_{name}.png"] = (
+                f"{sample.title}: {heading}",
+                line,
+                functools.partial(panel, sample=sample),
+            )
+    return laid_out
 
 
 def error_uncertainty(axes: Axes, sample: Sample) -> None:
@@ -235,6 +217,7 @@ PANELS: dict[str, tuple[str, Callable[[Axes, Sample], None]]] = {
     "z_scores": ("z-scores", z_scores),
 }
 """Heading and drawing by the name that the file bears."""
+FEW = ("error_uncertainty", "reliability", "rmse_rmv")  # structures are too few for the others
 
 
 def binned(sample: Sample, variance: Array, bins: int) -> tuple[Array, Array, Array, Array]:
@@ -256,11 +239,6 @@ def binned(sample: Sample, variance: Array, bins: int) -> tuple[Array, Array, Ar
 def constant(values: Array) -> bool:
     """Whether all values (n,) are the same but for rounding."""
     return bool(np.ptp(values) <= 1e-9 * np.abs(values).max())
-
-
-def drawing_unit(errors: Array, unit: str) -> tuple[str, float]:
-    """Unit to draw errors in, and the factor to it: thousandths of `unit` where the RMSE is below 0.1."""
-    return (f"m{unit}", 1e3) if rmse(errors) < 0.1 else (unit, 1.0)
 
 
 def _chi(sample: Sample, probability: float) -> float:
