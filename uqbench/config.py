@@ -273,12 +273,28 @@ def digest(cfg: DictConfig) -> str:
 
     Numbers count by value (1e-3 is 0.001, 2.0 is 2); the keys in UNDIGESTED are left out. Raises ConfigError.
     """
+    text = json.dumps(_canonical(_plain(cfg), ""), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return what the digest covers as plain values by dotted name; lists are values. Raises ConfigError."""
+
+    def leaves(node: dict, path: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict) and value:
+                yield from leaves(value, f"{path}{key}.")
+            else:
+                yield f"{path}{key}", value
+
+    return dict(leaves(_canonical(_plain(cfg), ""), ""))
+
+
+def _plain(cfg: DictConfig) -> Any:
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
-    text = json.dumps(_canonical(plain, ""), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _canonical(value: Any, path: str) -> Any:

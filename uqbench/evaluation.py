@@ -17,6 +17,7 @@ from uqbench.errors import ConfigError, DataError
 from uqbench.figures.canvas import render
 from uqbench.figures.panels import drawings
 from uqbench.figures.samples import samples
+from uqbench.metrics.bootstrap import RESAMPLES
 from uqbench.metrics.populations import by_element, by_force_magnitude
 from uqbench.metrics.summary import IDEAL, Settings, Summary, energy_summary, force_summary
 from uqbench.predictions import Predictions, predict
@@ -27,7 +28,7 @@ from uqbench.structures import Structures
 from uqbench.uq.base import UQMethod
 from uqbench.uq.calibration import ScoreCalibration
 
-CALIBRATION, RESAMPLES = "calibration.json", "bootstrap.parquet"
+CALIBRATION = "calibration.json"
 
 Rows = list[dict[str, Any]]
 

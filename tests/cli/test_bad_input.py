@@ -136,3 +136,14 @@ def test_a_malicious_checkpoint_is_refused(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err.count("uqbench: error:") == 1 and "best.pt" in captured.err
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_report_of_no_runs_says_so_and_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    for place, message in (("nowhere", "no such folder"), ("runs", "no finished run below")):
+        assert main(["report", f"runs={tmp_path / place}", f"output={tmp_path / 'out'}"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert main(["report", f"runs={tmp_path}", "units=Hartree"]) == 2
+    assert "units" in capsys.readouterr().err

@@ -71,7 +71,8 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     evaluation = config.build(cfg.evaluation)
     device = device_of(config.build(source.config.training))
     chosen = _choose(source, dataset, cfg.split, own_data)
-    opened.update(device=device, labels=labels, source=str(source.path), data_sha256=chosen.sha256())
+    opened.update(device=device, labels=labels, data_sha256=chosen.sha256())
+    opened.update(source=str(source.path), source_settings=config.settings(source.config))
     trained = Trained(load_method(source), Calibration.load(source), device)
     with opened.stage("evaluate"):
         title = title_of(labels, cfg.split)

@@ -6,6 +6,7 @@ import numpy as np
 
 from uqbench.metrics.kernels import Array, Kernel, Values, Weighting
 
+RESAMPLES = "bootstrap.parquet"  # file of a run with the values of every metric in every resample
 LEVEL = 0.95
 DEFINED = 0.9  # share of resamples that must have a value before an interval is given
 

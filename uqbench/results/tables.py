@@ -142,16 +142,16 @@ def _table(group: pd.DataFrame, everything: bool, intervals: bool) -> Table:
             everything or row.metric in PRINCIPAL or row.metric.startswith("roc_auc")
         ):
             continue
-        cells = [row.metric, _number(row.value)]
+        cells = [row.metric, number(row.value)]
         if intervals:
-            cells.append("" if np.isnan(row.ci_low) else f"{_number(row.ci_low)} … {_number(row.ci_high)}")
+            cells.append("" if np.isnan(row.ci_low) else f"{number(row.ci_low)} … {number(row.ci_high)}")
         if ideal:
-            cells.append(_number(ideal[row.metric + IDEAL]) if row.metric + IDEAL in ideal else "")
+            cells.append(number(ideal[row.metric + IDEAL]) if row.metric + IDEAL in ideal else "")
         table.add_row(*cells, "" if row.unit == "1" else row.unit)
     return table
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Four significant digits, three below 0.1, thousands written out, "n/a" where undefined."""
     size = abs(value)
     if np.isnan(value):

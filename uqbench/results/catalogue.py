@@ -1,0 +1,70 @@
+"""What the metrics are called in reports, and which values of them are good."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from uqbench.metrics.battery import CALIBRATED
+from uqbench.metrics.reliability import NORM_FLOOR
+
+# Target, metric, and what it is called; in the order of a report.
+MAIN = (
+    ("forces", "mae", "force MAE"),
+    ("forces", "rmse", "force RMSE"),
+    ("energy", "mae", "energy MAE"),
+    ("forces", "spearman", "Spearman ρ"),
+    ("forces", "roc_auc_80", "ROC-AUC, worst 20 %"),
+    ("forces", "roc_auc_95", "ROC-AUC, worst 5 %"),
+    ("forces", "ause", "AUSE"),
+    ("forces", "miscalibration_area", "miscalibration area, raw"),
+    ("forces", "calibrated_miscalibration_area", "miscalibration area, calibrated"),
+    ("forces", "zms", "ZMS ⟨z²⟩, raw"),
+    ("forces", "calibrated_zms", "ZMS ⟨z²⟩, calibrated"),
+    ("forces", "nll", "NLL, raw"),
+    ("forces", "cnll", "NLL, calibrated"),
+    ("forces", "calibrated_ence", "ENCE, calibrated"),
+    ("forces", "calibrated_crps", "CRPS, calibrated"),
+    ("forces", "conformal_coverage_90", "coverage of 90 % conformal radii"),
+    ("forces", "conformal_radius_90", "mean 90 % conformal radius"),
+    ("energy", "cnll", "energy NLL, calibrated"),
+    ("cost", "training_time", "training"),
+    ("cost", "inference_time", "inference"),
+)
+HIGH_IS_GOOD = ("spearman", "roc_auc")
+# Metrics that say how an interval or distribution looks, not how good it is.
+NEUTRAL = ("sharpness", "dispersion", "width", "parameters")
+
+# Values between which a metric must lie, by the beginning of its name; the others have no end or begin at zero.
+UNBOUNDED = ("nll", "cnll")
+BOUNDS = {"spearman": (-1.0, 1.0), "roc_auc": (0.0, 1.0), "miscalibration_area": (0.0, 0.5), "coverage": (0.0, 1.0)}
+BOUNDS |= {"conformal_coverage": (0.0, 1.0)} | dict.fromkeys(UNBOUNDED, (-np.inf, np.inf))
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """Return the lowest and the highest value that a metric can have."""
+    base = metric.removeprefix(CALIBRATED)
+    return next((ends for start, ends in BOUNDS.items() if base.startswith(start)), (0.0, np.inf))
+
+
+def badness(metric: str, values: ArrayLike) -> NDArray[np.float64] | None:
+    """Turn values of a metric into numbers that are small where it is good; None for a metric that does not judge.
+
+    Coverage is judged by its distance from the level, the mean squared z-score by that of its logarithm from zero, the
+    miscalibration area of the norm by that from the area of a perfect model.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    base = metric.removeprefix(CALIBRATED)
+    if base.startswith(NEUTRAL):
+        return None
+    if base.startswith(HIGH_IS_GOOD):
+        return -values
+    if base == "zms":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.abs(np.log(values))
+    if base == "miscalibration_area_norm":
+        return np.abs(values - NORM_FLOOR)
+    if "coverage_" in base:
+        level = float(base.rpartition("coverage_")[2].replace("_", ".")) / 100
+        return np.abs(values - level)
+    return values
