@@ -26,6 +26,7 @@ lint: $(VENV)/.dev ## check style and imports
 bench: $(VENV)/.dev ## measure speed against schnetpack
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/metrics.py
 
 clean: ## remove the environment (runs under outputs/ stay)
 	rm -rf $(VENV)

@@ -54,30 +54,10 @@ class Summary:
 
     def rows(self) -> list[Row]:
         """One dict per metric: target, population, metric, value, unit, n, ci_low, ci_high (95 %)."""
-        return [self._row(name, value, self.samples.get(name)) for name, value in self.values.items()]
+        return [self._row(name, value) for name, value in self.values.items()]
 
-    def difference_rows(self, other: "Summary") -> list[Row]:
-        """Rows of this summary minus another one of the same structures, with intervals of the paired differences.
-
-        Metrics that only one has are left out, and so are the ``_ideal`` ones. Raises ValueError unless target,
-        population, size and number of resamples agree; that both were made with generators of equal state, and so on
-        the same resamples, is the caller's duty. Source: SCIENCE section 6.
-        """
-        if (self.target, self.population, self.n) != (other.target, other.population, other.n):
-            raise ValueError(
-                f"cannot pair {self.target}/{self.population} (n = {self.n}) "
-                f"with {other.target}/{other.population} (n = {other.n})"
-            )
-        rows = []
-        for name in (name for name in self.values if name in other.values and not name.endswith(IDEAL)):
-            mine, theirs = self.samples.get(name, np.empty(0)), other.samples.get(name, np.empty(0))
-            if len(mine) != len(theirs):
-                raise ValueError(f"cannot pair {len(mine)} resamples with {len(theirs)}")
-            rows.append(self._row(name, self.values[name] - other.values[name], mine - theirs))
-        return rows
-
-    def _row(self, name: str, value: float, samples: Array | None) -> Row:
-        low, high = interval(value, np.empty(0) if samples is None else samples)
+    def _row(self, name: str, value: float) -> Row:
+        low, high = interval(value, self.samples.get(name, np.empty(0)))
         return {
             "target": self.target,
             "population": self.population,

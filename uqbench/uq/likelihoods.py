@@ -91,7 +91,7 @@ def nig_nll(square: Tensor, nu: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     square: squared error of one variable; nu > 0, alpha > 1, beta > 0 in units of square. The marginal is Student's t
     with 2 alpha degrees of freedom and squared scale beta (1 + nu) / (nu alpha). Written without the differences of
     large numbers of the published form, so that alpha and nu may grow without bound.
-    Source: Amini et al., NeurIPS 2020 (arXiv:1910.02600), eq. 8.
+    Source: Amini et al., NeurIPS 2020 (arXiv:1910.02600).
     """
     inverse = 1 / nu
     z = square / (2 * beta * (1 + inverse))  # nu e² / Omega
