@@ -10,7 +10,7 @@ def mae(errors: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Mean absolute error over all components of all items.
 
     Population: items (force components of atoms, or energies of structures). errors (n,) or (n, D); weights (n,)
-    multiplicities. Unit of the errors. Source: SCIENCE section 6; the usual definition.
+    multiplicities. Unit of the errors. Source: docs/metrics.md; the usual definition.
     """
     return weighted_mean(absolute_terms(as_errors(errors)[0]), weights)
 
@@ -19,7 +19,7 @@ def rmse(errors: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Root of the mean squared error over all components of all items.
 
     Population: items (force components of atoms, or energies of structures). errors (n,) or (n, D); weights (n,)
-    multiplicities. Unit of the errors. Source: SCIENCE section 6; the usual definition.
+    multiplicities. Unit of the errors. Source: docs/metrics.md; the usual definition.
     """
     errors, _ = as_errors(errors)
     return float(np.sqrt(weighted_mean(squared_norm(errors), weights) / errors.shape[1]))
@@ -29,7 +29,7 @@ def per_atom(energy_errors: ArrayLike, n_atoms: ArrayLike) -> Array:
     """Energy errors per atom (S,) in eV/atom, to be passed to `mae` or `rmse`.
 
     Population: structures, each with weight one whatever its size. energy_errors (S,) eV, n_atoms (S,).
-    Raises ValueError unless every structure has an atom. Source: SCIENCE section 6.
+    Raises ValueError unless every structure has an atom. Source: docs/metrics.md.
     """
     errors, n_atoms = as_errors(energy_errors)[0][:, 0], np.asarray(n_atoms)
     if n_atoms.shape != errors.shape or np.any(n_atoms < 1):

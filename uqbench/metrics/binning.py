@@ -15,7 +15,7 @@ def rmse_rmv(
     Population: items (atoms, or structures). errors (n,) or (n, D), variance (n,) per component; weights (n,)
     multiplicities. Items on a bin's edge, and items of equal variance, are shared between bins in proportion, so that
     the result depends on no order. Unit of the errors. Raises ValueError for bins < 1.
-    Source: SCIENCE section 6; Levi et al., Sensors 22, 5540 (2022).
+    Source: docs/metrics.md; Levi et al., Sensors 22, 5540 (2022).
     """
     errors, variance = as_errors(errors, variance)
     ordering = Ordering(variance)
@@ -29,7 +29,7 @@ def ence(errors: ArrayLike, variance: ArrayLike, bins: int, weights: ArrayLike |
 
     Population, arguments and bins as `rmse_rmv`. 0 for perfect calibration and infinite data; for finite data it grows
     with the number of bins (Pernot, arXiv:2305.11905), so compare it with the simulated value. NaN where a bin has no
-    variance. Source: SCIENCE section 6; Levi et al., Sensors 22, 5540 (2022).
+    variance. Source: docs/metrics.md; Levi et al., Sensors 22, 5540 (2022).
     """
     return ence_of_bins(*rmse_rmv(errors, variance, bins, weights))
 

@@ -17,7 +17,7 @@ def confidence_curve(key: ArrayLike, squared: ArrayLike, weights: ArrayLike | No
     nothing set aside, so it begins at 1. The model's curve has its score as key; the oracle's has the squared error
     itself; the probabilistic reference has the variance both as key and, being its expected value, as squared error.
     Ties in the key are set aside in proportion. NaN where all of `squared` is zero.
-    Source: SCIENCE section 6; Pernot (2022), arXiv:2206.15272.
+    Source: docs/metrics.md; Pernot (2022), arXiv:2206.15272.
     """
     key, squared = finite("key", key), finite("squared", squared)
     if key.ndim != 1 or key.shape != squared.shape or key.size == 0:
@@ -30,7 +30,7 @@ def ause(score: ArrayLike, squared_error: ArrayLike, weights: ArrayLike | None =
     """Area between the confidence curve of the score and the oracle's; 0 where the score orders the errors perfectly.
 
     Population: items (atoms, or structures). score, squared_error (n,); weights (n,). Unit 1 (relative RMSE times
-    fraction). NaN for a constant score or no error at all. Source: SCIENCE section 6; Ilg et al., ECCV 2018
+    fraction). NaN for a constant score or no error at all. Source: docs/metrics.md; Ilg et al., ECCV 2018
     (arXiv:1802.07095).
     """
     score, squared_error = finite("score", score), finite("squared_error", squared_error)
@@ -47,7 +47,7 @@ def ause_probabilistic(errors: ArrayLike, variance: ArrayLike, weights: ArrayLik
     Population: items (atoms, or structures). errors (n,) or (n, D), variance (n,) per component; weights (n,). The
     reference is the curve of errors drawn from N(0, v), in its limit of many draws: the root mean variance of the items
     left. 0 for calibrated variances, whatever their spread. Unit 1. NaN where all variances or all errors are zero.
-    Source: SCIENCE section 6; Pernot (2022), arXiv:2206.15272.
+    Source: docs/metrics.md; Pernot (2022), arXiv:2206.15272.
     """
     errors, variance = as_errors(errors, variance)
     ordering = Ordering(variance)

@@ -14,7 +14,7 @@ def gaussian_nll(errors: ArrayLike, variance: ArrayLike, weights: ArrayLike | No
     1/D * [D/2 ln(2 pi v) + |e|^2 / (2 v)]: divided by D, so that forces and energies compare. errors (n,) or (n, D),
     variance (n,) per component in the squared unit of the errors; its logarithm is that of v in (eV/A)^2 or eV^2, hence
     another unit shifts the value by a constant. NaN where any variance is zero. With calibrated variances this is the
-    cNLL. Source: SCIENCE sections 5 and 6; Hirschfeld et al., J. Chem. Inf. Model. 60, 3770 (2020), eq. 10.
+    cNLL. Source: docs/metrics.md; Hirschfeld et al., J. Chem. Inf. Model. 60, 3770 (2020), eq. 10.
     """
     return weighted_mean(nll_terms(*as_errors(errors, variance)), weights)
 

@@ -10,7 +10,7 @@ def spearman(score: ArrayLike, squared_error: ArrayLike, weights: ArrayLike | No
     """Spearman's rank correlation of score and squared error, average ranks for ties.
 
     Population: items (atoms, or structures). score, squared_error (n,); weights (n,) multiplicities. In [-1, 1]; NaN
-    where score or error is constant. Source: SCIENCE section 6 (rho between score_i and e_i^2).
+    where score or error is constant. Source: docs/metrics.md (rho between score_i and e_i^2).
     """
     return _evaluate(score, squared_error, (), weights)["spearman"]
 
@@ -21,7 +21,7 @@ def roc_auc(score: ArrayLike, squared_error: ArrayLike, quantile: float, weights
     Population: items (atoms, or structures) of the set scored; positive = squared error above its own quantile there
     (linear interpolation between order statistics, as `numpy.quantile`). score, squared_error (n,); weights (n,)
     multiplicities. In [0, 1]; NaN where the score is constant or a class is empty.
-    Source: SCIENCE section 6; the rank-sum identity of Mann and Whitney.
+    Source: docs/metrics.md; the rank-sum identity of Mann and Whitney.
     """
     return _evaluate(score, squared_error, (quantile,), weights)[roc_name(quantile)]
 

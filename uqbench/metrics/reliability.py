@@ -30,7 +30,7 @@ def miscalibration_area(errors: ArrayLike, variance: ArrayLike, weights: ArrayLi
     the Gaussian p-quantile. errors (n,) or (n, D), variance (n,) per component; weights (n,). Exact integral over the
     step function. In [0, 1/2]; 0 for perfect calibration, NaN where any variance is zero. For symmetric errors it is
     half of the area of central intervals (`prop_type="interval"` of uncertainty-toolbox).
-    Source: SCIENCE section 6, ``component``; Kuleshov et al., ICML 2018 (arXiv:1807.00263).
+    Source: docs/metrics.md, ``component``; Kuleshov et al., ICML 2018 (arXiv:1807.00263).
     """
     errors, variance = as_errors(errors, variance)
     return _area(gaussian_probabilities(errors, variance), errors.shape[1], weights)
@@ -41,7 +41,7 @@ def miscalibration_area_norm(errors: ArrayLike, variance: ArrayLike, weights: Ar
 
     Population: items (one norm per atom). errors (n, D), variance (n,) per component; weights (n,). Exact integral.
     With D = 3 a perfectly calibrated model scores NORM_FLOOR = 0.126, not 0. NaN where any variance is zero.
-    Source: SCIENCE section 6, ``norm``; Tan et al., npj Comput. Mater. 9, 225 (2023).
+    Source: docs/metrics.md, ``norm``; Tan et al., npj Comput. Mater. 9, 225 (2023).
     """
     errors, variance = as_errors(errors, variance)
     return _area(norm_probabilities(errors, variance), 1, weights)
@@ -51,7 +51,7 @@ def zms(errors: ArrayLike, variance: ArrayLike, weights: ArrayLike | None = None
     """Mean squared z-score <e_c^2 / v>, 1 for calibrated variances.
 
     Population: components of items (3 per atom, or 1 per structure). errors (n,) or (n, D), variance (n,);
-    weights (n,). NaN where any variance is zero. Source: SCIENCE section 6; Pernot, APL Mach. Learn. 1, 046121 (2023).
+    weights (n,). NaN where any variance is zero. Source: docs/metrics.md; Pernot, APL Mach. Learn. 1, 046121 (2023).
     """
     return weighted_mean(squared_z_terms(*as_errors(errors, variance)), weights)
 
@@ -60,7 +60,7 @@ def coverage(errors: ArrayLike, variance: ArrayLike, level: float, weights: Arra
     """Share of components inside the central Gaussian interval of the given level; equals level when calibrated.
 
     Population: components of items (3 per atom, or 1 per structure). errors (n,) or (n, D), variance (n,);
-    level in (0, 1), else ValueError. Source: SCIENCE section 6.
+    level in (0, 1), else ValueError. Source: docs/metrics.md.
     """
     return weighted_mean(coverage_terms(*as_errors(errors, variance), level), weights)
 
@@ -69,7 +69,7 @@ def width(variance: ArrayLike, level: float, weights: ArrayLike | None = None) -
     """Mean full width of the central Gaussian interval of the given level, in the unit of the errors.
 
     Population: items (atoms, or structures). variance (n,); level in (0, 1), else ValueError.
-    Source: SCIENCE section 6.
+    Source: docs/metrics.md.
     """
     sigma = np.sqrt(finite("variance", variance))
     return 2 * half_width(level) * weighted_mean(sigma, weights)
@@ -78,7 +78,7 @@ def width(variance: ArrayLike, level: float, weights: ArrayLike | None = None) -
 def sharpness(variance: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Root mean variance, in the unit of the errors: how narrow the predictive distributions are, calibrated or not.
 
-    Population: items (atoms, or structures). variance (n,). Source: SCIENCE section 6; Tran et al., Mach. Learn.: Sci.
+    Population: items (atoms, or structures). variance (n,). Source: docs/metrics.md; Tran et al., Mach. Learn.: Sci.
     Technol. 1, 025006 (2020).
     """
     return float(np.sqrt(weighted_mean(finite("variance", variance), weights)))
@@ -88,7 +88,7 @@ def dispersion(variance: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Spread of the variances over their mean, std(v) / mean(v) with ddof 0; 0 for a constant variance.
 
     Population: items (atoms, or structures). variance (n,). NaN where all variances are zero.
-    Source: SCIENCE section 6.
+    Source: docs/metrics.md.
     """
     variance = finite("variance", variance)
     mean = weighted_mean(variance, weights)
@@ -101,7 +101,7 @@ def z_quantiles(errors: ArrayLike, variance: ArrayLike, probabilities: ArrayLike
     """Standard normal and observed quantiles of z = e_c / sqrt(v), the two axes of a QQ plot.
 
     Population: components of items (3 per atom, or 1 per structure). errors (n,) or (n, D), variance (n,);
-    probabilities (K,) in (0, 1). Observed quantiles are NaN where any variance is zero. Source: SCIENCE section 6.
+    probabilities (K,) in (0, 1). Observed quantiles are NaN where any variance is zero. Source: docs/metrics.md.
     """
     errors, variance = as_errors(errors, variance)
     probabilities = np.asarray(probabilities, dtype=np.float64)
@@ -115,7 +115,7 @@ def reliability_curve(errors: ArrayLike, variance: ArrayLike, p: ArrayLike, norm
     """Observed share p_obs at expected probabilities p (K,), the curve whose distance to the diagonal is the area.
 
     Population: components of items, or with norm=True one norm per item. errors (n,) or (n, D), variance (n,) positive
-    (NaN otherwise). Source: SCIENCE section 6; Kuleshov et al. 2018.
+    (NaN otherwise). Source: docs/metrics.md; Kuleshov et al. 2018.
     """
     errors, variance = as_errors(errors, variance)
     probabilities = (norm_probabilities if norm else gaussian_probabilities)(errors, variance)

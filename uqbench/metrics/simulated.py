@@ -11,7 +11,7 @@ def simulate_errors(variance: ArrayLike, components: int, generator: np.random.G
 
     variance (n,) per component. Any metric of these errors against the same variances shows what a perfectly
     calibrated model would reach, which a rank correlation alone does not tell. Raises ValueError for a negative or
-    non-finite variance. Source: SCIENCE section 6; Rasmussen et al., J. Cheminform. 15, 121 (2023).
+    non-finite variance. Source: docs/metrics.md; Rasmussen et al., J. Cheminform. 15, 121 (2023).
     """
     variance = finite("variance", variance)
     if variance.ndim != 1 or np.any(variance < 0):

@@ -90,7 +90,7 @@ def force_summary(
     (N,) per component in (eV/A)^2, or None where the method has none: metrics that need them are then left out; ptr
     (S+1,) where each structure's atoms begin; radii (N,) eV/A by level, which bound |dF| with that probability.
     Bootstrap intervals are NaN for 0 resamples or a single structure. Undefined values are NaN. Raises ValueError for
-    non-finite input, wrong shapes, negative variances, quantiles outside (0, 1). Source: SCIENCE section 6.
+    non-finite input, wrong shapes, negative variances, quantiles outside (0, 1). Source: docs/metrics.md.
     """
     reference, predicted = finite("reference", reference), finite("predicted", predicted)
     if reference.ndim != 2 or reference.shape[1] != 3 or reference.shape != predicted.shape:
@@ -128,7 +128,7 @@ def energy_summary(
     Population: the structures of the mask (S,), or all. reference, predicted (S,) eV; score (S,) any unit; variances
     (S,) in eV^2, or None where the method has none: metrics that need them are then left out; n_atoms (S,), for the
     errors per atom; radii (S,) eV by level. Intervals, undefined values and errors as in `force_summary`.
-    Source: SCIENCE section 6.
+    Source: docs/metrics.md.
     """
     reference, predicted = finite("reference", reference), finite("predicted", predicted)
     if reference.ndim != 1 or reference.size == 0 or reference.shape != predicted.shape:

@@ -39,7 +39,7 @@ class GMM(UQMethod):
 
     The score is the negative log density of an atom's latents, in nats; it may be negative and is no variance: units
     come by calibration alone. The score of a structure is the mean over its atoms. Source: Zhu, Batzner, Musaelian,
-    Kozinsky, J. Chem. Phys. 158, 164111 (2023); SCIENCE section 5.
+    Kozinsky, J. Chem. Phys. 158, 164111 (2023); docs/methods.md.
 
     Args:
         build_potential: makes the potential.

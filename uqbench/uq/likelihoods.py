@@ -22,7 +22,7 @@ HEAD = "distribution"
 class LikelihoodMethod(UQMethod):
     """One potential with a head that predicts the distribution of its force errors, atom by atom.
 
-    The force loss is a negative log likelihood, the energy loss stays the absolute error (SCIENCE section 4). During
+    The force loss is a negative log likelihood, the energy loss stays the absolute error (docs/methods.md). During
     the warm-up, the first part of the training, the potential follows the point loss alone; the head learns along by
     its likelihood but hands no gradient on (the split of Stirn et al. 2023, arXiv:2212.09184). So the mean comes first
     and the head is sensible when the likelihood takes over. In evaluation mode the loss is always the likelihood.
@@ -75,7 +75,7 @@ def gaussian_nll(residual: Tensor, variance: Tensor, likelihood: Likelihood) -> 
     """Return the Gaussian negative log likelihood of force residuals (N, 3), (N,).
 
     variance (N,) per component, in squared units of the residual. `vector`: an isotropic Gaussian in three
-    dimensions; `norm`: a Gaussian of the length of the residual with variance 3 v. Source: SCIENCE section 5.
+    dimensions; `norm`: a Gaussian of the length of the residual with variance 3 v. Source: docs/methods.md.
     """
     square = residual.square().sum(-1)
     if likelihood == "norm":
