@@ -73,10 +73,10 @@ def test_it_loads_and_splits_or_says_in_one_line_what_is_missing(option, tmp_pat
     assert isinstance(structures, Structures)
     assert structures.sha256() == config.build(node(option, tmp_path, tmp_path)).load().sha256()
     splits = dataset.split(structures)
-    assert tuple(splits) == SPLITS
+    assert tuple(splits)[: len(SPLITS)] == SPLITS, "others may follow, as a test out of domain"
     check_splits(splits, len(structures))
     again = config.build(node(option, tmp_path, tmp_path)).split(structures)
-    assert all(np.array_equal(splits[name], again[name]) for name in SPLITS)
+    assert all(np.array_equal(splits[name], again[name]) for name in splits)
 
 
 @pytest.mark.parametrize("option", OPTIONS)

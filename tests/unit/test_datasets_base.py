@@ -129,7 +129,7 @@ def test_files_are_found_under_the_root_the_working_directory_or_as_absolute_pat
 
 
 def test_units_agree_with_the_definitions():
-    # 2022 CODATA, NIST: 1 Hartree = 27.211386 eV, 1 Bohr = 0.529177 Å; SCIENCE: 1 kcal/mol = 0.0433641 eV.
+    # 2022 CODATA, NIST: 1 Hartree = 27.211386 eV, 1 Bohr = 0.529177 Å; 1 kcal/mol = 0.0433641 eV.
     assert energy_factor("kcal/mol") == pytest.approx(0.0433641039, rel=1e-6)
     assert energy_factor("Hartree") == pytest.approx(27.211386, rel=1e-6)
     assert energy_factor("kJ/mol") * 4.184 == pytest.approx(energy_factor("kcal/mol"))

@@ -14,6 +14,7 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
+from uqbench.datasets.ammonia import Ammonia
 from uqbench.datasets.file import AseFile
 from uqbench.datasets.nff import NFF
 from uqbench.datasets.npz import Npz
@@ -422,3 +423,23 @@ def test_an_atom_alone_is_a_frame(tmp_path):
     atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((1, 3)))
     ase.io.write(tmp_path / "he.extxyz", [atoms, atoms])
     assert len(ase_file(tmp_path / "he.extxyz").load()) == 1
+
+
+def test_the_embedded_ammonia_is_what_its_docstring_says():
+    dataset = Ammonia(n_train=0.6, n_validation=0.2, n_test=None, split_seed=0)
+    structures = dataset.load()
+    splits = dataset.split(structures)
+    assert {name: len(frames) for name, frames in splits.items()} == {
+        **{"train": 47, "validation": 16, "test": 15, "out_of_domain": 224}
+    }
+    assert (structures.numbers.reshape(-1, 4) == [7, 1, 1, 1]).all()
+    positions = structures.positions.reshape(-1, 4, 3)
+    a, b, c = (positions[:, k] for k in (1, 2, 3))
+    normal = np.cross(b - a, c - a)
+    heights = np.einsum("ij,ij->i", positions[:, 0] - a, normal) / np.linalg.norm(normal, axis=1)
+    near, far = np.abs(heights[:78]), np.abs(heights[splits["out_of_domain"]])
+    assert near.min() > 0.14, "no training frame near the planar transition state"
+    assert far.max() > 0.3 and (far < 0.1).sum() >= 20, "the test goes there"
+    kcal = (structures.energies - structures.energies.min()) * 23.060548
+    assert kcal[:78].max() < 5.1 and 15 < kcal[78:].max() < 60
+    assert len(set(structures.geometry_groups())) == 302, "no geometry twice"
