@@ -88,7 +88,8 @@ def rotation_turns_the_forces_and_nothing_else(potential: Potential) -> None:
 
 @check
 def reflection_mirrors_the_forces_and_nothing_else(potential: Potential) -> None:
-    check_transformed(potential, np.diag([1.0, -1.0, 1.0]))
+    normal = np.array([[2.0, -1.0, 2.0]]) / 3
+    check_transformed(potential, np.eye(3) - 2 * normal.T @ normal)
 
 
 @check
@@ -117,7 +118,8 @@ def wrapping_atoms_into_the_cell_changes_nothing(potential: Potential) -> None:
     crystal = bulk("MgO", "rocksalt", a=4.3, cubic=True)
     crystal.positions += np.random.default_rng(0).normal(0, 0.1, crystal.positions.shape)
     moved = crystal.copy()
-    moved.positions += np.array([1.7, -3.1, 9.2])
+    # Along x and y half of the atoms leave the cell through a face and come back at the opposite one.
+    moved.positions += np.array([3.0, -1.0, 9.2])
     moved.wrap()
     a, b = evaluate(potential, labelled(crystal)), evaluate(potential, labelled(moved))
     close(b.energy, a.energy)

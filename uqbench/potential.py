@@ -159,7 +159,7 @@ class Potential(nn.Module):
         vectors = positions.index_select(-2, batch.second) - positions.index_select(-2, batch.first) + batch.shifts
         distances = torch.linalg.vector_norm(vectors, dim=-1)
         # Their direction is 0/0: one pair would turn every number of its frame into NaN without a word.
-        if len(pairs) and distances.min() < COINCIDENT:
+        if len(pairs) and distances.detach().min() < COINCIDENT:
             raise DataError(f"two atoms of a frame are closer than {COINCIDENT:g} Å: no force is defined there")
         return Geometry(distances, vectors / distances.unsqueeze(-1), species, pairs, Wanted())
 
