@@ -5,6 +5,8 @@ import pytest
 from uqbench.datasets.quickstart import Quickstart
 from uqbench.structures import Structures
 
+pytest.register_assert_rewrite("model_checks")
+
 
 @pytest.fixture(scope="session")
 def ethanol() -> Structures:

@@ -14,6 +14,9 @@ from uqbench.structures import Structures
 from uqbench.training import Training
 from uqbench.uq.base import UQMethod
 
+# What makes any backbone small, where it has such a key.
+SMALL = {"features": 8, "layers": 2, "l_max": 1, "radial_layers": 1, "radial_features": 8}
+
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -23,7 +26,7 @@ def options(group: str) -> list[str]:
 
 
 def small_config(backbone: str, uq: str, seed: int = 0, **changes: object) -> DictConfig:
-    """A config of backbone and method as `build_method` takes it, with few features where the backbone has any."""
+    """A config of backbone and method as `build_method` takes it, with the backbone's size cut down."""
     cfg = OmegaConf.create(
         {
             "seed": seed,
@@ -31,7 +34,8 @@ def small_config(backbone: str, uq: str, seed: int = 0, **changes: object) -> Di
             "uq": OmegaConf.load(CONF / "uq" / f"{uq}.yaml"),
         }
     )
-    for key, value in {"backbone.features": 8, "backbone.layers": 2, **changes}.items():
+    small = {f"backbone.{key}": value for key, value in SMALL.items() if key in cfg.backbone}
+    for key, value in {**small, **changes}.items():
         OmegaConf.update(cfg, key, value)
     return cfg
 

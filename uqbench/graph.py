@@ -12,6 +12,9 @@ from vesin import NeighborList
 from uqbench.errors import DataError
 from uqbench.structures import Structures
 
+# Two images closer than this (Å) have no direction from one to the other.
+COINCIDENT = 1e-6
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
@@ -135,7 +138,7 @@ def neighbour_lists(structures: Structures, cutoff: float) -> tuple[np.ndarray, 
         i, j, image, distance = finder.compute(
             structures.positions[atoms], _complete_cell(structures.cells[s], pbc), pbc, quantities="ijSd"
         )
-        if len(distance) and distance.min() < 1e-6:
+        if len(distance) and distance.min() < COINCIDENT:
             raise DataError(
                 f"{structures.origin}: frame {structures.ids[s]} has coincident atoms; remove it or check its cell"
             )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from uqbench.backbones.blocks import ACTIVATIONS, MLP, Geometry, Initialiser
 from uqbench.backbones.messages import Pairs, Wanted
 from uqbench.errors import DataError
-from uqbench.graph import Batch
+from uqbench.graph import COINCIDENT, Batch
 from uqbench.structures import Structures
 
 
@@ -121,7 +121,8 @@ class Potential(nn.Module):
         """Evaluate a batch.
 
         With `create_graph` the forces stay differentiable: by the parameters (training) and, where
-        `batch.positions` requires a gradient, by the positions. Raises DataError for an unknown element.
+        `batch.positions` requires a gradient, by the positions. Raises DataError for an unknown element and for
+        coincident atoms.
         """
         with torch.enable_grad():
             positions = batch.positions
@@ -157,6 +158,9 @@ class Potential(nn.Module):
         pairs = Pairs(batch.first, batch.second, len(batch.numbers), self.members or 1)
         vectors = positions.index_select(-2, batch.second) - positions.index_select(-2, batch.first) + batch.shifts
         distances = torch.linalg.vector_norm(vectors, dim=-1)
+        # Their direction is 0/0: one pair would turn every number of its frame into NaN without a word.
+        if len(pairs) and distances.detach().min() < COINCIDENT:
+            raise DataError(f"two atoms of a frame are closer than {COINCIDENT:g} Å: no force is defined there")
         return Geometry(distances, vectors / distances.unsqueeze(-1), species, pairs, Wanted())
 
 

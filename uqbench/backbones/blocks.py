@@ -47,6 +47,10 @@ class Initialiser:
         """Return a parameter ([members,] *shape) of zeros."""
         return self._stack([torch.zeros(shape) for _ in self._generators])
 
+    def seeds(self) -> list[int]:
+        """Draw one integer per member from its stream, for libraries that seed generators of their own."""
+        return [int(torch.randint(2**62, (), generator=g)) for g in self._generators]
+
     def _stack(self, draws: list[Tensor]) -> nn.Parameter:
         return nn.Parameter(draws[0] if self.members is None else torch.stack(draws))
 

@@ -47,6 +47,11 @@ class Pairs:
     def __len__(self) -> int:
         return self._receivers.shape[1]
 
+    @property
+    def edges(self) -> tuple[Tensor, Tensor]:
+        """Receivers (2 P,) and senders (2 P,): first ← second of all pairs, then second ← first."""
+        return self._receivers.flatten(), self._senders.flatten()
+
     def _cut(self) -> Iterator[Chunk]:
         size = CHUNK if self._receivers.device.type == "cpu" else max(1, len(self) * self.members)
         # Small graphs share a piece with other members, large ones have several to themselves.
