@@ -1,7 +1,9 @@
-"""Reading `.npz` files: no pickles, and every kind of damage becomes one clear line."""
+"""Reading `.npz` files: no pickles, and every kind of damage becomes one clear line; and writing whole data sets."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,6 +14,20 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from uqbench.errors import DataError
+from uqbench.structures import Structures
+
+PACKED = tuple(field.name for field in dataclasses.fields(Structures) if field.name != "origin")
+"""Arrays of a file that holds a whole data set."""
+SPLIT = "split_"  # before the names of its splits
+
+
+def pack(structures: Structures, splits: Mapping[str, NDArray[np.int64]]) -> bytes:
+    """Return the content of a file that `dataset=packed` reads: the frames, and which of them belong to each split."""
+    buffer = io.BytesIO()
+    arrays = {name: getattr(structures, name) for name in PACKED}
+    parts = {SPLIT + name: frames for name, frames in splits.items()}
+    np.savez_compressed(buffer, **arrays, splits=np.array(list(splits)), **parts)
+    return buffer.getvalue()
 
 
 def read_npz(path: Path, keys: Mapping[str, str]) -> dict[str, NDArray]:
