@@ -100,17 +100,9 @@ class VerletList:
         finder = NeighborList(cutoff=self.cutoff + self.skin, full_list=False)
         first, second, image = finder.compute(positions, finder_cell(cell, pbc), pbc, quantities="ijS")
         first, second, image = (array.astype(np.int64) for array in (first, second, image))
-        # Of the two ways to write a pair take i < j; for an atom and its own image, the first non-zero shift positive.
-        sign = np.where(first != second, np.sign(second - first), _leading_sign(image))
-        first, second, image = np.minimum(first, second), np.maximum(first, second), image * sign[:, None]
+        # The finder writes each pair in one way (i <= j) but in an order that depends on what else it has found.
         order = np.lexsort((*image.T[::-1], second, first))
         self._first, self._second, image = first[order], second[order], image[order]
         # Term by term: a matrix product may round a row differently when there are other rows.
         self._shifts = image[:, :1] * cell[0] + image[:, 1:2] * cell[1] + image[:, 2:] * cell[2]
         self._moved_from = positions.copy()
-
-
-def _leading_sign(image: NDArray) -> NDArray:
-    """Return the sign (P,) of the first component that is not zero, of vectors (P, 3)."""
-    signs = np.sign(image)
-    return np.where(signs[:, 0] != 0, signs[:, 0], np.where(signs[:, 1] != 0, signs[:, 1], signs[:, 2]))

@@ -171,6 +171,7 @@ def test_the_stress_is_the_gradient_by_strain(potential):
     batch = graphs.batch(range(len(systems)))
     plain, output = potential(batch), potential(batch, stress=True)
     assert plain.stress is None and output.stress.shape == (len(systems), 3, 3)
+    assert torch.isfinite(output.stress).all()
     assert torch.equal(output.forces, plain.forces) and torch.equal(output.energy, plain.energy)
     volumes = np.array([atoms.get_volume() for atoms in systems])
     step = 1e-5  # the curvature may jump where a pair crosses the cutoff
