@@ -29,13 +29,14 @@ from uqbench.structures import Structures
 FEATURES, LAYERS, RADIAL, CUTOFF = 128, 3, 20, 5.0
 BACKBONES = ("painn", "schnet")
 PEER = "schnetpack"
+SILICA = {"silica 576 x 1": (2, 3, 4), "silica 192 x 1": (2, 2, 2)}
 KCAL = units.kcal / units.mol
 
 
 def structures(workload: str) -> Structures:
     """Return the frames of a workload; rMD17 geometries where UQBENCH_DATA has them, else perturbed ideal ones."""
-    if workload.startswith("silica"):
-        return _labelled([_silica()], workload)
+    if workload in SILICA:
+        return _labelled([_silica(SILICA[workload])], workload)
     name, count = workload.split(" x ")
     file = Path(os.environ.get("UQBENCH_DATA", "."), "rmd17", "npz_data", f"rmd17_{name}.npz")
     if file.exists():
@@ -65,8 +66,8 @@ def _molecule(name: str) -> Atoms:
     return atoms + second
 
 
-def _silica() -> Atoms:
-    """Idealised beta-cristobalite, 576 atoms at 2.2 g/cm³, with thermal noise."""
+def _silica(repeat: tuple[int, int, int]) -> Atoms:
+    """Idealised beta-cristobalite, cells of 24 atoms at 2.2 g/cm³, with thermal noise."""
     silicon = bulk("Si", "diamond", a=7.16, cubic=True)
     bonds = [silicon.get_distance(0, j, mic=True, vector=True) for j in range(8)]
     nearest = [vector for vector in bonds if 0.1 < np.linalg.norm(vector) < 3.2]
@@ -74,7 +75,7 @@ def _silica() -> Atoms:
     oxygen = Atoms("O" * (len(even) * len(nearest)), [x + v / 2 for x in even for v in nearest])
     cell = silicon + oxygen
     cell.wrap()
-    cell = cell.repeat((2, 3, 4))
+    cell = cell.repeat(repeat)
     cell.positions += np.random.default_rng(0).normal(0, 0.05, cell.positions.shape)
     return cell
 
@@ -87,9 +88,9 @@ def _labelled(frames: list[Atoms], origin: str) -> Structures:
     return Structures.from_atoms(frames, origin=origin, energy_key="energy", force_key="forces")
 
 
-def our_model(kind: str, frames: Structures) -> Potential:
-    """Return our PaiNN or SchNet at the size of the study, float32."""
-    constants, init = Normalisation.fit(frames), Initialiser(0, None)
+def our_model(kind: str, frames: Structures, members: int | None = None) -> Potential:
+    """Return our PaiNN or SchNet at the size of the study, float32; with `members`, an ensemble."""
+    constants, init = Normalisation.fit(frames), Initialiser(0, members)
     arguments = {"features": FEATURES, "layers": LAYERS, "radial_functions": RADIAL, "cutoff": CUTOFF, "init": init}
     arguments["n_species"] = len(constants.elements)
     if kind == "painn":
@@ -139,20 +140,22 @@ def peer_inputs(batch: Batch) -> dict[str, torch.Tensor]:
     }
 
 
-def interleaved(functions: list[Callable[[], object]], repeats: int) -> list[float]:
+def interleaved(
+    functions: list[Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Return the median milliseconds of each function, called in turn so that a drifting machine hits all alike."""
     times: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 3):
         for function, taken in zip(functions, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             function()
             if repeat >= 3:
-                taken.append(1e3 * (time.perf_counter() - start))
+                taken.append(1e3 * (clock() - start))
     return [statistics.median(taken) for taken in times]
 
 
-def main(description: str, prepare: Callable[[str, str], list[Callable[[], object]]]) -> None:
-    """Time every workload that `prepare(kind, workload)` makes ready (ours first, then the peer if there is one)."""
+def start(description: str) -> argparse.Namespace:
+    """Read the options that all benchmarks have, set the threads and the allocator, say what is measured."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads (default: all)")
@@ -163,6 +166,12 @@ def main(description: str, prepare: Callable[[str, str], list[Callable[[], objec
     tuned = allocator.tune()
     print(f"{description}; {platform.processor() or platform.machine()}, {options.threads} threads, torch ", end="")
     print(f"{torch.__version__}, allocator {'tuned' if tuned else 'as shipped'} for all, medians of {options.repeats}")
+    return options
+
+
+def main(description: str, prepare: Callable[[str, str], list[Callable[[], object]]]) -> None:
+    """Time every workload that `prepare(kind, workload)` makes ready (ours first, then the peer if there is one)."""
+    options = start(description)
     print(f"{'workload':<28}{'ours, ms':>10}{PEER + ', ms':>16}{'ratio':>8}")
     rows = []
     for kind in BACKBONES:

@@ -136,7 +136,7 @@ def neighbour_lists(structures: Structures, cutoff: float) -> tuple[np.ndarray, 
         atoms = slice(structures.ptr[s], structures.ptr[s + 1])
         pbc = structures.pbc[s]
         i, j, image, distance = finder.compute(
-            structures.positions[atoms], _complete_cell(structures.cells[s], pbc), pbc, quantities="ijSd"
+            structures.positions[atoms], finder_cell(structures.cells[s], pbc), pbc, quantities="ijSd"
         )
         if len(distance) and distance.min() < COINCIDENT:
             raise DataError(
@@ -149,8 +149,8 @@ def neighbour_lists(structures: Structures, cutoff: float) -> tuple[np.ndarray, 
     return (np.concatenate(first), np.concatenate(second), np.concatenate(shifts), np.cumsum(counts))
 
 
-def _complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    # A finder needs an invertible cell in the periodic directions only; the others get an orthogonal unit vector.
+def finder_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Return the cell (3, 3) for a neighbour search: with a volume, also where only some directions are periodic."""
     if pbc.all() or not pbc.any():
         return cell
     from ase.geometry import complete_cell
