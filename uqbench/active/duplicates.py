@@ -208,7 +208,7 @@ def _match(
 
 
 def _lattice_maps(a: Geometry, b: Geometry, tolerance: float) -> NDArray[np.int64]:
-    """Return the integer matrices W, (K, 3, 3), that map fractions in the cell of a to those in the cell of b isometrically."""
+    """Return the integer matrices (K, 3, 3) that map fractions in the cell of a isometrically to those in that of b."""
     vectors = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
     lengths = np.linalg.norm(vectors @ b.cell, axis=1)
     rows = []
