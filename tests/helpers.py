@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -44,6 +45,19 @@ def small_method(structures: Structures, backbone: str, uq: str, seed: int = 0, 
     """An untrained method with weights in float64."""
     cfg = small_config(backbone, uq, seed, **changes)
     return build_method(cfg, Normalisation.fit(structures)).to(torch.float64)
+
+
+def fitted_method(structures: Structures, backbone: str, uq: str, seed: int = 0, **changes: object) -> UQMethod:
+    """An untrained method in float64 that is fitted on the structures and can predict."""
+    method = small_method(structures, backbone, uq, seed, **changes).eval()
+    method.begin(len(structures), seed=0)
+    method.fit(structures, batch_size=16)
+    return method
+
+
+def built(group: str, name: str, **changes: object) -> Any:
+    """The object that a YAML of a config group describes, with some of its values changed."""
+    return config.build(OmegaConf.merge(OmegaConf.load(CONF / group / f"{name}.yaml"), changes))
 
 
 def graphs_of(structures: Structures, cutoff: float = 5.0) -> GraphSet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal
 
 import torch
 from ase import units
@@ -67,9 +68,14 @@ class UQMethod(nn.Module, abc.ABC):
     Built with `build_potential(members, heads)`, which makes a potential with that many members (None: a single
     model, no member axis) and further output channels per head. The training loop minimises `losses`; `fit` runs once
     on the training set after it. All state that `predict` needs must be in the module's state dict.
+
+    `score_scale` says what kind of number the scores are: `ratio`, positive with a natural zero, such as variances, or
+    `log`, with an arbitrary zero, such as negative log densities. Attacks multiply scores with probabilities, which
+    means something else for either.
     """
 
     potential: Potential
+    score_scale: ClassVar[Literal["ratio", "log"]] = "ratio"
 
     def begin(self, n_train: int, seed: int) -> None:
         """Draw what the method needs to know of the training set before training starts; nothing by default."""

@@ -49,6 +49,8 @@ class GMM(UQMethod):
         n_init, max_iter, tol: of scikit-learn's expectation maximisation.
     """
 
+    score_scale = "log"
+
     def __init__(
         self,
         build_potential: BuildPotential,
