@@ -34,13 +34,16 @@ def run(cfg: DictConfig) -> None:
     del place["subset"]
     with rundir.RunDir.open(root=cfg.outputs, command="train", config=cfg, **place) as opened:
         if not opened.done:
-            _train(opened, cfg, dataset, labels)
+            train_run(opened, cfg, dataset, labels)
         from uqbench.results.runs import show
 
         show(opened)
 
 
-def _train(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, Any]) -> None:
+def train_run(
+    opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, Any], generation: int | None = None
+) -> None:
+    """Train, fit, calibrate and score the model of `cfg` in an open run, and finish it."""
     from uqbench import config
     from uqbench.allocator import tune
     from uqbench.checkpoints import BEST, load_best
@@ -77,7 +80,7 @@ def _train(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, 
             training_time=(opened.info["seconds"]["train"], "s"),
             parameters=(n_parameters(method), "1"),
         )
-    write_metrics(opened, rows, command="train", split="test", labels=labels)
+    write_metrics(opened, rows, command="train", split="test", labels=labels, generation=generation)
     opened.finish()
 
 

@@ -1,0 +1,259 @@
+"""The active-learning loop: train, propose, label, merge, generation after generation."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import pandas as pd
+from ase import Atoms
+from ase.geometry import find_mic
+
+from uqbench.active.base import Acquisition, Proposals
+from uqbench.active.displacement import random_displacements
+from uqbench.active.journal import Journal
+from uqbench.active.latents import structure_latents
+from uqbench.active.objective import score_and_energy
+from uqbench.active.selection import Selection
+from uqbench.datasets.arrays import PACKED, SPLIT, pack, read_npz
+from uqbench.datasets.base import Dataset
+from uqbench.errors import ConfigError, DataError
+from uqbench.evaluation import Rows, Trained
+from uqbench.oracles.base import Labels, Oracle
+from uqbench.predictions import predict
+from uqbench.rundir import RunDir
+from uqbench.seeding import derive, numpy_generator
+from uqbench.structures import Splits, Structures, check_splits
+
+log = logging.getLogger(__name__)
+
+BATCH = 64  # structures scored at once: a matter of memory only
+
+Train = Callable[[int, Structures, Splits], tuple[Trained, Rows]]
+"""Trains and evaluates a generation, or finds that done, and returns its metric rows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is done.
+
+    Attributes:
+        generations: trainings; there is one round of proposals less.
+        proposals: structures that the acquisition makes in a round.
+        batch: of these, how many are labelled at most.
+        relabel: whether the oracle labels the frames of the data set too, so that all labels are of one kind.
+        validation_share: of the new structures goes to the validation split; the rest is trained on.
+    """
+
+    generations: int
+    proposals: int
+    batch: int
+    relabel: bool
+    validation_share: float
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"al.{name}: must be >= 1, got {getattr(self, name)}"
+            for name in ("generations", "proposals", "batch")
+            if getattr(self, name) < 1
+        ]
+        if self.batch > self.proposals:
+            wrong.append(f"al.batch: must be at most al.proposals ({self.proposals}), got {self.batch}")
+        if not 0 <= self.validation_share < 1:
+            wrong.append(f"al.validation_share: must lie in [0, 1), got {self.validation_share}")
+        if wrong:
+            raise ConfigError("\n".join(wrong))
+
+
+class Loop:
+    """One run of active learning, which goes on after any interruption from the last finished step.
+
+    The run keeps, for each generation k, `data_<k>.npz` (frames and splits, as `dataset=packed` reads them),
+    `proposals_<k>.extxyz` (all of them), `selection_<k>.csv` (their fate) and `labels_<k>.csv` (what the model said of
+    the labelled ones, and what the oracle), and the journal.
+
+    Args:
+        run: the open run directory.
+        plan, acquisition, selection, oracle: what is done.
+        seed: of acquisitions and splits.
+    """
+
+    def __init__(
+        self, run: RunDir, plan: Plan, acquisition: Acquisition, selection: Selection, oracle: Oracle, seed: int
+    ) -> None:
+        self.run, self.plan, self.seed = run, plan, seed
+        self.acquisition, self.selection, self.oracle = acquisition, selection, oracle
+        self.journal = Journal(run)
+
+    def learn(self, dataset: Dataset, train: Train) -> Rows:
+        """Go through all generations from wherever the run stands, and return all metric rows."""
+        self.journal.once(1, "data", data_name(1), lambda: self._first(dataset))
+        rows = []
+        for generation in range(1, self.plan.generations + 1):
+            structures, splits = unpack(self.run.path / data_name(generation))
+            trained, found = train(generation, structures, splits)
+            if generation < self.plan.generations:
+                found = found + self._extend(generation, structures, splits, trained)
+            rows += [row | {"generation": generation} for row in found]
+        return rows
+
+    def _first(self, dataset: Dataset) -> tuple[bytes, dict[str, Any]]:
+        """Take frames and splits from the data set, with the oracle's labels where the plan wants them."""
+        structures = dataset.load()
+        splits = dataset.split(structures)
+        check_splits({name: frames for name, frames in splits.items() if len(frames)}, len(structures))
+        if self.plan.relabel:
+            log.info("labelling the %d frames of %s", len(structures), structures.origin)
+            labels = self.oracle.label(structures)
+            for frame, reason in labels.failures.items():
+                log.warning("frame %d is left out: %s", structures.ids[frame], reason)
+            place = np.full(len(structures), -1)
+            place[labels.labelled] = np.arange(len(labels.labelled))
+            splits = {name: place[frames][place[frames] >= 0] for name, frames in splits.items()}
+            structures = labels.structures(structures.origin)
+        for name in ("train", "validation", "test"):
+            if not len(splits[name]):
+                raise DataError(f"{structures.origin}: no labelled frame for the {name} split")
+        return pack(structures, splits), {"frames": {name: len(frames) for name, frames in splits.items()}}
+
+    def _extend(self, generation: int, structures: Structures, splits: Splits, trained: Trained) -> Rows:
+        """Propose, select, label and merge; return rows on how the proposals did."""
+        training = structures[splits["train"]]
+        method = trained.method.to(trained.device)
+        seed = derive(self.seed, "generation", generation)
+
+        def propose() -> tuple[bytes, dict[str, Any]]:
+            held_out = [structures[frames] for name, frames in splits.items() if name != "train" and len(frames)]
+            proposals = self.acquisition.propose(method, training, self.plan.proposals, held_out=held_out, seed=seed)
+            chosen = self.selection.select(
+                proposals, training, self.plan.batch, lambda s: structure_latents(method, s, BATCH)
+            )
+            self.run.write_csv(f"selection_{generation}.csv", chosen.table)
+            facts = self._against_random(proposals, training, trained, seed) | {"counts": chosen.counts}
+            return _extxyz(proposals), facts | {"chosen": chosen.indices.tolist()}
+
+        proposed = self.journal.once(generation, "propose", f"proposals_{generation}.extxyz", propose)
+        everything = ase.io.read(self.run.path / proposed["file"], ":")
+        wanted = [everything[k] for k in proposed["chosen"]]
+
+        def label() -> tuple[bytes, dict[str, Any]]:
+            log.info("generation %d: labelling %d of %d proposals", generation, len(wanted), len(everything))
+            labels = self.oracle.label(wanted)
+            table = pd.DataFrame({"proposal": proposed["chosen"]})
+            table["failure"] = [labels.failures.get(k, "") for k in range(len(wanted))]
+            facts = {"labelled": len(labels.labelled), "force_rmse": None}
+            if labels.labelled:
+                facts["force_rmse"] = self._compare(table, labels, trained)
+            return table.to_csv(index=False).encode(), facts
+
+        labelled = self.journal.once(generation, "label", f"labels_{generation}.csv", label)
+
+        def merge() -> tuple[bytes, dict[str, Any]]:
+            # The oracle remembers what it has labelled.
+            new = self.oracle.label(wanted).structures(f"generation {generation}") if labelled["labelled"] else None
+            joined, joined_splits = self._merged(structures, splits, new, generation)
+            return pack(joined, joined_splits), {"frames": {name: len(f) for name, f in joined_splits.items()}}
+
+        self.journal.once(generation + 1, "data", data_name(generation + 1), merge)
+        return _rows(proposed, labelled)
+
+    def _compare(self, table: pd.DataFrame, labels: Labels, trained: Trained) -> float:
+        """Set predictions beside labels, and return the root mean square error of the force components, eV/Å."""
+        new = labels.structures("labelled proposals")
+        predictions = predict(trained.method, new, batch_size=BATCH, device=trained.device)
+        square = np.add.reduceat(((predictions.forces - new.forces) ** 2).mean(axis=1), new.ptr[:-1]) / new.n_atoms
+        columns = {"energy": new.energies, "energy_predicted": predictions.energy, "force_rmse": np.sqrt(square)}
+        for name, values in columns.items():
+            table.loc[labels.labelled, name] = values
+        return float(np.sqrt(np.average(square, weights=new.n_atoms)))
+
+    def _against_random(
+        self, proposals: Proposals, training: Structures, trained: Trained, seed: int
+    ) -> dict[str, float]:
+        """Mean scores of seeds, proposals, and random displacements of the same seeds by the same lengths."""
+        seeds = training[proposals.frames]
+        lengths = displacements(seeds, proposals.structures)
+        control, _ = random_displacements(training, proposals.frames, lengths, seed)
+        uncertainty = getattr(self.acquisition, "uncertainty", "mean")
+        before, random = (score_and_energy(trained.method, s, uncertainty, BATCH)[0] for s in (seeds, control))
+        fine = np.isfinite(proposals.score) & np.isfinite(random)
+        if not fine.any():
+            return dict.fromkeys(("score_seeds", "score_proposals", "score_random", "above_random", "displacement"))
+        return {
+            "score_seeds": float(before[fine].mean()),
+            "score_proposals": float(proposals.score[fine].mean()),
+            "score_random": float(random[fine].mean()),
+            "above_random": float(np.mean(proposals.score[fine] > random[fine])),
+            "displacement": float(np.mean(lengths[fine])),
+        }
+
+    def _merged(
+        self, structures: Structures, splits: Splits, new: Structures | None, generation: int
+    ) -> tuple[Structures, Splits]:
+        """Append the new frames; the test frames of the first generation stay those of all."""
+        if new is None:
+            log.warning("generation %d: nothing was labelled; the next one has the same frames", generation)
+            return structures, splits
+        order = numpy_generator(self.seed, "new frames", generation).permutation(len(new)) + len(structures)
+        held = round(self.plan.validation_share * len(new))
+        added = {"validation": np.sort(order[:held]), "train": np.sort(order[held:])}
+        nothing = np.zeros(0, np.int64)
+        joined = {name: np.concatenate([frames, added.get(name, nothing)]) for name, frames in splits.items()}
+        return Structures.concatenate([structures, new]), joined
+
+
+def data_name(generation: int) -> str:
+    """Name of the file with the frames of a generation."""
+    return f"data_{generation}.npz"
+
+
+def unpack(path: Path) -> tuple[Structures, Splits]:
+    """Read a file that `datasets.arrays.pack` made; raises DataError when it is missing or damaged."""
+    names = [SPLIT + name for name in read_npz(path, {"splits": "splits"})["splits"]]
+    arrays = read_npz(path, {name: name for name in (*PACKED, *names)})
+    splits = {name.removeprefix(SPLIT): arrays.pop(name) for name in names}
+    return Structures.from_arrays(**arrays, origin=str(path)), splits
+
+
+def displacements(seeds: Structures, moved: Structures) -> np.ndarray:
+    """Root mean square displacement over the atoms of each structure (S,), Å, by the nearest images."""
+    found = []
+    for s, (a, b) in enumerate(zip(seeds.ptr, seeds.ptr[1:], strict=False)):
+        delta = moved.positions[a:b] - seeds.positions[a:b]
+        if seeds.pbc[s].any():
+            delta, _ = find_mic(delta, seeds.cells[s], seeds.pbc[s])
+        found.append(np.sqrt((delta**2).sum(axis=1).mean()))
+    return np.array(found)
+
+
+def _extxyz(proposals: Proposals) -> bytes:
+    """All proposals with score, predicted energy, seed frame and how they ended."""
+    s, frames = proposals.structures, []
+    for k, (a, b) in enumerate(zip(s.ptr, s.ptr[1:], strict=False)):
+        atoms = Atoms(s.numbers[a:b], s.positions[a:b], cell=s.cells[k], pbc=s.pbc[k])
+        atoms.info |= {"frame": int(proposals.frames[k]), "score": float(proposals.score[k])}
+        atoms.info |= {"energy_predicted": float(proposals.energy[k]), "stopped": str(proposals.stopped[k]) or "no"}
+        frames.append(atoms)
+    text = io.StringIO()
+    ase.io.write(text, frames, format="extxyz")
+    return text.getvalue().encode()
+
+
+def _rows(proposed: dict[str, Any], labelled: dict[str, Any]) -> Rows:
+    """Metric rows of target `acquisition`."""
+    values = {name: (proposed[name], "1") for name in ("score_seeds", "score_proposals", "score_random")}
+    values |= {"above_random": (proposed["above_random"], "1"), "displacement": (proposed["displacement"], "Å")}
+    values |= {f"count_{name.replace(' ', '_')}": (count, "1") for name, count in proposed["counts"].items()}
+    values |= {"labelled": (labelled["labelled"], "1"), "force_rmse": (labelled["force_rmse"], "eV/Å")}
+    n = sum(proposed["counts"].values())
+    return [
+        {"target": "acquisition", "population": "all", "metric": name, "value": value, "unit": unit}
+        | {"n": n, "ci_low": None, "ci_high": None}
+        for name, (value, unit) in values.items()
+    ]
