@@ -62,7 +62,7 @@ def share_interval(count: int, n: int) -> tuple[float, float]:
 def restricted_mean(times: ArrayLike, ended: ArrayLike, horizon: float) -> tuple[float, float, float]:
     """Mean time survived up to a horizon, the area under the Kaplan-Meier curve, with its 95 % interval.
 
-    Arguments as in `kaplan_meier`, `horizon` > 0 not beyond the last time seen. The interval is Gaussian with Greenwood's
+    Arguments as in `kaplan_meier`, `horizon` > 0 within the times seen. The interval is Gaussian with Greenwood's
     variance, cut to 0 and the horizon; it is NaN where nothing failed, because that variance is then 0.
     Source: Klein and Moeschberger, Survival Analysis (2003), eqs 4.5.1 and 4.5.2.
     """
