@@ -94,6 +94,7 @@ def springs(pairs, lengths, strength, quartic=0.0):
     return forces
 
 
+@pytest.mark.slow
 def test_the_mean_temperature_of_anharmonic_molecules_is_right_within_one_percent():
     n = 500
     state = state_of([ammonia(spread=0.03, seed=seed) for seed in range(2 * n)], units.kB * np.repeat([300, 900], n))
@@ -130,6 +131,7 @@ class Wells(Calculator):
         return (0.5 * self.k * x**2 + 0.25 * self.q * x**4).sum(-1)
 
 
+@pytest.mark.slow
 def test_the_energies_are_distributed_as_with_ases_langevin():
     n, steps, every = 500, 600, 60
     wells = Wells()

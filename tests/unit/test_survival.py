@@ -43,7 +43,8 @@ def test_the_ends_have_binomial_intervals():
     assert survived.share.tolist() == [1.0]
     assert survived.low[0] == survived.start[0] == pytest.approx(0.025 ** (1 / 20)) and survived.high[0] == 1
     lost = kaplan_meier(np.arange(1.0, 21), [True] * 20)
-    assert lost.share[-1] == 0 and lost.low[-1] == 0
+    assert (lost.share[-1], lost.low[-1]) == (0, 0)
+    assert lost.high[-1] == pytest.approx(1 - 0.025 ** (1 / 20))  # of all twenty, not of the last one
     assert not np.isnan([lost.low, lost.high]).any()
     assert np.all((lost.low <= lost.share) & (lost.share <= lost.high))
     assert share_interval(0, 20)[1] == pytest.approx(1 - 0.025 ** (1 / 20))

@@ -32,8 +32,8 @@ def kaplan_meier(times: ArrayLike, ended: ArrayLike) -> Survival:
 
     The others were lost from sight at theirs, still sound. Intervals are of the log-log kind with Greenwood's variance,
     which keeps them within 0 and 1; where the share is 0 or 1 that variance does not exist, and they are those of a
-    binomial share (Clopper-Pearson) among the subjects then at risk. Source: Kaplan and Meier, J. Am. Stat. Assoc. 53,
-    457 (1958); through scipy.stats.ecdf.
+    binomial share (Clopper-Pearson) among the subjects whose state is then known. Source: Kaplan and Meier, J. Am.
+    Stat. Assoc. 53, 457 (1958); through scipy.stats.ecdf.
     """
     times, ended = np.asarray(times, np.float64), np.asarray(ended, bool)
     if times.ndim != 1 or times.shape != ended.shape or times.size == 0:
@@ -47,9 +47,9 @@ def kaplan_meier(times: ArrayLike, ended: ArrayLike) -> Survival:
             warnings.simplefilter("ignore", RuntimeWarning)  # that it does not exist where the share is 0 or 1
             ends = function.confidence_interval(LEVEL, method="log-log")
         low[inner], high[inner] = ends.low.probabilities[inner], ends.high.probabilities[inner]
-    at_risk = (times[:, None] >= steps).sum(axis=0)
+    known = ((times[:, None] >= steps) | ended[:, None]).sum(axis=0)
     for k in np.flatnonzero(np.isnan(low)):
-        low[k], high[k] = share_interval(int(share[k] * at_risk[k]), int(at_risk[k]))
+        low[k], high[k] = share_interval(int(share[k]) * int(known[k]), int(known[k]))
     return Survival(steps, share, low, high, share_interval(len(times), len(times)))
 
 

@@ -53,7 +53,7 @@ class Recorder:
         self._tick(step, len(state))
         if step % self._every:
             return
-        time, ids = step * self._picosecond, state.ids.cpu().numpy()
+        time, ids = self._time(step), state.ids.cpu().numpy()
         score = prediction.score.double()
         most = torch.full_like(state.kT, -np.inf).scatter_reduce(0, state.system, score, "amax").cpu().numpy()
         counts = state.counts.double()
@@ -77,8 +77,11 @@ class Recorder:
         places = {int(number): place for place, number in enumerate(ids)}
         self._recent.append((places, time, state.select(torch.ones_like(state.ids, dtype=torch.bool)), prediction))
 
+    def _time(self, step: int) -> float:
+        return round(step * self._picosecond, 9)  # as one would write it
+
     def exploded(self, step: int, reason: str, state: State, prediction: Prediction | None) -> None:
-        number, time = int(state.ids[0]), step * self._picosecond
+        number, time = int(state.ids[0]), self._time(step)
         self._fates[number] = time, reason
         frames = [
             self._atoms(number, then, earlier, places[number], found, {"exploded": False})
@@ -103,7 +106,7 @@ class Recorder:
                 "temperature_K": float(start.temperature),
                 "replica": int(start.replica),
                 "frame": int(start.frame),
-                "time_ps": round(time, 9),
+                "time_ps": time,
                 **more,
             },
         )
