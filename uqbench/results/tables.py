@@ -42,6 +42,7 @@ PRINCIPAL = {
     *("miscalibration_area", "miscalibration_area_norm", "calibrated_miscalibration_area"),
 }
 TITLES = {"forces": "Forces", "energy": "Energies"}
+ABBREVIATIONS = {"md", "neb"}
 
 
 def metric_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -121,7 +122,8 @@ def _title(target: str, population: str, group: pd.DataFrame) -> str:
     items = {"forces": "atoms", "energy": "structures"}.get(target, "")
     sizes = group["n"].dropna().unique()
     size = f", {sizes[0]} {items}" if items and len(sizes) == 1 else ""
-    return f"{TITLES.get(target, target.capitalize())}{'' if population == 'all' else f', {population}'}{size}"
+    name = target.upper() if target in ABBREVIATIONS else target.capitalize()
+    return f"{TITLES.get(target, name)}{'' if population == 'all' else f', {population}'}{size}"
 
 
 def _table(group: pd.DataFrame, everything: bool, intervals: bool) -> Table:

@@ -1,0 +1,1 @@
+"""Simulations on a trained model: what a potential is worth in use."""
