@@ -20,7 +20,7 @@ class DFT(Engine):
         functional, basis: names of PySCF. dispersion: such as d3bj, d3zero or d4; None for none.
         auxiliary_basis: of the density fitting; None for integrals without it.
         conv_tol: of the energy, Hartree. max_cycle: iterations after which a geometry fails.
-        grid_level: 0 to 9. grid_response: gradients of the grid weights; without them forces are off by the grid.
+        grid_level: 0 to 9. grid_response: derivatives of the grid weights in the forces.
         charge: in e. multiplicity: 2S + 1.
         workers, threads, timeout_s, cache: see `Engine`.
     """
