@@ -1,0 +1,44 @@
+"""Uncertainty quantification of neural-network interatomic potentials: use of trained runs from Python.
+
+>>> import uqbench
+>>> model = uqbench.load("outputs/train/…/seed0-…")           # a folder made by `uqbench train`
+>>> atoms.calc = model.calculator()                            # for everything in ASE
+>>> atoms.get_potential_energy(), atoms.get_forces()           # eV, eV/Å
+>>> atoms.calc.get_property("forces_std", atoms)               # (N,) eV/Å per component, calibrated
+>>> estimate = model.predict(frames)                           # many frames at once: Atoms, a list, Structures
+>>> estimate.energy, estimate.energy_std, estimate.forces, estimate.forces_std, estimate.score
+
+`uqbench.trained.Estimate` lists what is estimated, with shapes and units, `uqbench.calculator.UQCalculator` the ASE
+properties. Errors are subclasses of `uqbench.errors.UqbenchError` with a message of one line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+
+    import torch
+
+    from uqbench.trained import TrainedModel
+
+__all__ = ["load"]
+
+
+def load(run: str | os.PathLike, *, device: str = "cpu", dtype: str | torch.dtype | None = None) -> TrainedModel:
+    """Load a finished training run for predictions and ASE calculations.
+
+    Args:
+        run: its folder.
+        device: `cpu`, `cuda`, `cuda:1`, …
+        dtype: `float32` or `float64`; by default the precision of the training. Long simulations that must conserve
+            energy need `float64`.
+
+    Raises DataError for a folder that is not a finished run or has lost files, CheckpointError for weights that are
+    damaged or do not fit, ConfigError for a device or dtype that cannot be used.
+    """
+    # Imported here: torch takes seconds, and the command line must answer at once.
+    from uqbench.trained import TrainedModel
+
+    return TrainedModel.from_run(run, device=device, dtype=dtype)

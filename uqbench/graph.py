@@ -12,6 +12,8 @@ from vesin import NeighborList
 from uqbench.errors import DataError
 from uqbench.structures import Structures
 
+COINCIDENT = 1e-6  # Å; below, the direction from one atom to the other is rounding
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
@@ -133,9 +135,9 @@ def neighbour_lists(structures: Structures, cutoff: float) -> tuple[np.ndarray, 
         atoms = slice(structures.ptr[s], structures.ptr[s + 1])
         pbc = structures.pbc[s]
         i, j, image, distance = finder.compute(
-            structures.positions[atoms], _complete_cell(structures.cells[s], pbc), pbc, quantities="ijSd"
+            structures.positions[atoms], finder_cell(structures.cells[s], pbc), pbc, quantities="ijSd"
         )
-        if len(distance) and distance.min() < 1e-6:
+        if len(distance) and distance.min() < COINCIDENT:
             raise DataError(
                 f"{structures.origin}: frame {structures.ids[s]} has coincident atoms; remove it or check its cell"
             )
@@ -146,8 +148,8 @@ def neighbour_lists(structures: Structures, cutoff: float) -> tuple[np.ndarray, 
     return (np.concatenate(first), np.concatenate(second), np.concatenate(shifts), np.cumsum(counts))
 
 
-def _complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    # A finder needs an invertible cell in the periodic directions only; the others get an orthogonal unit vector.
+def finder_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Return the cell (3, 3) for a neighbour search: with a volume, also where only some directions are periodic."""
     if pbc.all() or not pbc.any():
         return cell
     from ase.geometry import complete_cell

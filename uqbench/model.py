@@ -36,7 +36,9 @@ def load_method(run: Run) -> UQMethod:
     Raises CheckpointError when the checkpoint is missing, damaged or does not fit the run's config.
     """
     path = Path(run.path) / BEST
-    weights = load_checkpoint(path).get("method", {})
+    content = load_checkpoint(path)
+    weights = content.get("method") if isinstance(content, dict) else None
+    weights = weights if isinstance(weights, dict) else {}
     try:
         normalisation = Normalisation.from_state(
             {key.removeprefix("potential."): value for key, value in weights.items()}

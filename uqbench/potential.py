@@ -26,12 +26,14 @@ class Output:
         forces: ([M,] N, 3) eV/Å.
         latents: ([M,] N, F).
         heads: further head outputs by name, ([M,] N, channels), raw.
+        stress: ([M,] S, 3, 3) eV/Å³, or None where it was not asked for; not finite for a cell without a volume.
     """
 
     energy: Tensor
     forces: Tensor
     latents: Tensor
     heads: dict[str, Tensor]
+    stress: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +76,10 @@ class Normalisation:
 
 
 class Potential(nn.Module):
-    """Energies and forces of a batch from a backbone and its heads.
+    """Energies, forces and stresses of a batch from a backbone and its heads.
 
-    E = Σ_i [ reference(Z_i) + scale · head(ξ_i) ] and F = -∂E/∂x, differentiated here and nowhere else.
+    E = Σ_i [ reference(Z_i) + scale · head(ξ_i) ] and F = -∂E/∂x, differentiated here and nowhere else. A strain ε
+    changes every pair vector r by ε r and nothing else: the stress is ∂E/∂ε / V = Σ_pairs (∂E/∂r) rᵀ / V.
 
     Args:
         backbone: module that maps a `Geometry` to latents; has `features` and `cutoff`.
@@ -117,7 +120,7 @@ class Potential(nn.Module):
         self.references = exact.to(self.references.device)
         return self
 
-    def forward(self, batch: Batch, *, create_graph: bool = False) -> Output:
+    def forward(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Output:
         """Evaluate a batch.
 
         With `create_graph` the forces stay differentiable: by the parameters (training) and, where
@@ -129,16 +132,19 @@ class Potential(nn.Module):
                 positions = positions.expand(self.members, *positions.shape)
             if not (create_graph and positions.requires_grad):
                 positions = positions.detach().clone().requires_grad_(True)
-            geometry = self._geometry(batch, positions)
+            vectors = positions.index_select(-2, batch.second) - positions.index_select(-2, batch.first) + batch.shifts
+            geometry = self._geometry(batch, vectors)
             latents = self.backbone(geometry)
             atomic = self.heads["energy"](latents).squeeze(-1) * self.scale
             # Every atom's energy depends on its own frame and member only: the gradient of the sum holds all forces.
+            by = (positions, vectors) if stress else (positions,)
             with geometry.wanted.only_positions():
-                (gradient,) = torch.autograd.grad(atomic.sum(), positions, create_graph=create_graph)
+                gradient, *by_vectors = torch.autograd.grad(atomic.sum(), by, create_graph=create_graph)
             # Later passes come from a loss on the output; only the caller's own positions are within their reach.
             geometry.wanted.positions = batch.positions.requires_grad
             heads = {name: head(latents) for name, head in self.heads.items() if name != "energy"}
-        output = Output(self._energy(batch, atomic), -gradient, latents, heads)
+            stresses = _stress(batch, vectors, by_vectors[0]) if stress else None
+        output = Output(self._energy(batch, atomic), -gradient, latents, heads, stresses)
         return output if create_graph else _detached(output)
 
     def _energy(self, batch: Batch, atomic: Tensor) -> Tensor:
@@ -148,18 +154,26 @@ class Potential(nn.Module):
         energy = total.new_zeros(*total.shape[:-1], len(batch))
         return energy.index_add(-1, batch.system, total)
 
-    def _geometry(self, batch: Batch, positions: Tensor) -> Geometry:
+    def _geometry(self, batch: Batch, vectors: Tensor) -> Geometry:
         species = self.species_of_element[batch.numbers]
         if species.min() < 0:
             unknown = sorted({chemical_symbols[z] for z in batch.numbers[species < 0].tolist()})
             known = [chemical_symbols[z] for z in self.species_of_element.ge(0).nonzero().flatten().tolist()]
             raise DataError(f"the potential was not trained on {', '.join(unknown)}; it knows {', '.join(known)}")
         pairs = Pairs(batch.first, batch.second, len(batch.numbers), self.members or 1)
-        vectors = positions.index_select(-2, batch.second) - positions.index_select(-2, batch.first) + batch.shifts
         distances = torch.linalg.vector_norm(vectors, dim=-1)
         return Geometry(distances, vectors / distances.unsqueeze(-1), species, pairs, Wanted())
 
 
+def _stress(batch: Batch, vectors: Tensor, gradient: Tensor) -> Tensor:
+    """Return the stress ([M,] S, 3, 3) from pair vectors and the energy's gradient by them, both ([M,] P, 3)."""
+    strain_gradient = vectors.new_zeros(*vectors.shape[:-2], len(batch), 3, 3)
+    outer = gradient.unsqueeze(-1) * vectors.unsqueeze(-2)
+    strain_gradient = strain_gradient.index_add(-3, batch.system[batch.first], outer)
+    return strain_gradient / torch.linalg.det(batch.cells).abs()[:, None, None]
+
+
 def _detached(output: Output) -> Output:
     heads = {name: value.detach() for name, value in output.heads.items()}
-    return Output(output.energy.detach(), output.forces.detach(), output.latents.detach(), heads)
+    stress = None if output.stress is None else output.stress.detach()
+    return Output(output.energy.detach(), output.forces.detach(), output.latents.detach(), heads, stress)

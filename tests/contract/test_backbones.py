@@ -146,6 +146,45 @@ def test_wrapping_atoms_into_the_cell_changes_nothing(potential):
     close(b.forces, a.forces)
 
 
+def strained(atoms, component, size):
+    """The atoms and their cell under a symmetric strain of one component of that size."""
+    deformation = np.eye(3)
+    deformation[component] += size / 2
+    deformation[component[::-1]] += size / 2
+    copy = atoms.copy()
+    copy.set_cell(atoms.cell @ deformation, scale_atoms=False)
+    copy.positions = atoms.positions @ deformation
+    return copy
+
+
+def test_the_stress_is_the_gradient_by_strain(potential):
+    """In cells smaller and larger than the cutoff, skewed, and periodic in some directions only; all in one batch."""
+    rng = np.random.default_rng(0)
+    slab = bulk("MgO", "rocksalt", a=4.3, cubic=True)
+    slab.set_cell([4.3, 4.3, 12.0])
+    slab.pbc = (True, True, False)
+    skewed = Atoms("MgO", [[0, 0, 0], [1.5, 1.5, 1.0]], cell=[[3, 0, 0], [2.5, 3, 0], [1, 2, 4]], pbc=True)
+    systems = [bulk("MgO", "rocksalt", a=4.3), slab, skewed, bulk("MgO", "rocksalt", a=4.3).repeat(2)]
+    for atoms in systems:
+        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+    graphs = graphs_of(labelled(*systems), potential.backbone.cutoff)
+    batch = graphs.batch(range(len(systems)))
+    plain, output = potential(batch), potential(batch, stress=True)
+    assert plain.stress is None and output.stress.shape == (len(systems), 3, 3)
+    assert torch.equal(output.forces, plain.forces) and torch.equal(output.energy, plain.energy)
+    volumes = np.array([atoms.get_volume() for atoms in systems])
+    step = 1e-5  # the curvature may jump where a pair crosses the cutoff
+    for component in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)):
+        up, down = (
+            evaluate(potential, labelled(*[strained(atoms, component, sign * step) for atoms in systems])).energy
+            for sign in (1, -1)
+        )
+        expected = (up - down).numpy() / (2 * step) / volumes
+        for entry in (component, component[::-1]):
+            found = output.stress[:, *entry].numpy()
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * float(output.stress.abs().max()))
+
+
 def test_an_unknown_element_is_refused(potential):
     with pytest.raises(DataError, match="was not trained on F; it knows H, C, N, O, Mg"):
         evaluate(potential, labelled(molecule("HF")))

@@ -32,6 +32,7 @@ class Prediction:
         force_variance: (N,) per Cartesian component, (eV/Å)², or None where the method has none.
         score: (N,) bigger = less sure, any unit; ranks atoms, never enters a likelihood uncalibrated.
         energy_score: (S,) the same for the energies of structures.
+        stress: (S, 3, 3) eV/Å³, or None where it was not asked for; see `Output`.
     """
 
     energy: Tensor
@@ -40,6 +41,7 @@ class Prediction:
     force_variance: Tensor | None
     score: Tensor
     energy_score: Tensor
+    stress: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,8 +89,11 @@ class UQMethod(nn.Module, abc.ABC):
         """Fit what is not trained by gradient descent, on the training frames; nothing by default."""
 
     @abc.abstractmethod
-    def predict(self, batch: Batch, *, create_graph: bool = False) -> Prediction:
-        """Predict a batch; with `create_graph`, differentiable by `batch.positions` where they require a gradient."""
+    def predict(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Prediction:
+        """Predict a batch, on request with stresses.
+
+        With `create_graph`, differentiable by `batch.positions` where they require a gradient.
+        """
 
     @property
     def n_models(self) -> int:

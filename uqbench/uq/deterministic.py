@@ -27,8 +27,8 @@ class Deterministic(UQMethod):
         energy, forces = residuals(output, batch)
         return Losses(energy.abs(), point_loss(forces), *absolute_errors(output.energy, output.forces, batch))
 
-    def predict(self, batch: Batch, *, create_graph: bool = False) -> Prediction:
-        output = self.potential(batch, create_graph=create_graph)
+    def predict(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Prediction:
+        output = self.potential(batch, create_graph=create_graph, stress=stress)
         return Prediction(
             energy=output.energy,
             forces=output.forces,
@@ -36,4 +36,5 @@ class Deterministic(UQMethod):
             force_variance=None,
             score=torch.ones_like(output.forces[:, 0]),
             energy_score=torch.ones_like(output.energy),
+            stress=output.stress,
         )

@@ -57,8 +57,8 @@ class Ensemble(UQMethod):
         errors = absolute_errors(output.energy.mean(0), output.forces.mean(0), batch)
         return Losses(energy_loss, force_loss, *errors)
 
-    def predict(self, batch: Batch, *, create_graph: bool = False) -> Prediction:
-        output = self.potential(batch, create_graph=create_graph)
+    def predict(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Prediction:
+        output = self.potential(batch, create_graph=create_graph, stress=stress)
         energy_variance: Tensor = torch.var(output.energy, dim=0, correction=self.ddof)
         force_variance = force_trace_variance(output.forces, self.ddof)
         return Prediction(
@@ -68,4 +68,5 @@ class Ensemble(UQMethod):
             force_variance=force_variance,
             score=force_variance,
             energy_score=energy_variance,
+            stress=None if output.stress is None else output.stress.mean(0),
         )

@@ -75,8 +75,8 @@ class Evidential(LikelihoodMethod):
             square, error = residual.square(), residual.abs()
         return (nig_nll(square, nu, alpha, beta) + self.regularisation * error * (2 * nu + alpha)).sum(-1)
 
-    def predict(self, batch: Batch, *, create_graph: bool = False) -> Prediction:
-        output = self.potential(batch, create_graph=create_graph)
+    def predict(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Prediction:
+        output = self.potential(batch, create_graph=create_graph, stress=stress)
         variance = self.variances(output.heads[HEAD])[self.uncertainty]
         return Prediction(
             energy=output.energy,
@@ -85,4 +85,5 @@ class Evidential(LikelihoodMethod):
             force_variance=variance,
             score=variance,
             energy_score=mean_over_atoms(variance, batch),
+            stress=output.stress,
         )

@@ -113,9 +113,9 @@ class GMM(UQMethod):
         species = self.potential.species_of_element[batch.numbers]
         return species if self.per_element else torch.zeros_like(species)
 
-    def predict(self, batch: Batch, *, create_graph: bool = False) -> Prediction:
+    def predict(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Prediction:
         """Predict a batch; raises CheckpointError as long as no mixture has been fitted."""
-        output = self.potential(batch, create_graph=create_graph)
+        output = self.potential(batch, create_graph=create_graph, stress=stress)
         score = -self.mixtures(output.latents, self._groups(batch))
         return Prediction(
             energy=output.energy,
@@ -124,6 +124,7 @@ class GMM(UQMethod):
             force_variance=None,
             score=score,
             energy_score=mean_over_atoms(score, batch),
+            stress=output.stress,
         )
 
 

@@ -43,8 +43,8 @@ class MVE(LikelihoodMethod):
         loss = gaussian_nll(residual, variance, self.likelihood)
         return loss * variance.detach() ** self.beta if self.training else loss
 
-    def predict(self, batch: Batch, *, create_graph: bool = False) -> Prediction:
-        output = self.potential(batch, create_graph=create_graph)
+    def predict(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Prediction:
+        output = self.potential(batch, create_graph=create_graph, stress=stress)
         variance = self.variance(output.heads[HEAD])
         return Prediction(
             energy=output.energy,
@@ -53,4 +53,5 @@ class MVE(LikelihoodMethod):
             force_variance=variance,
             score=variance,
             energy_score=mean_over_atoms(variance, batch),
+            stress=output.stress,
         )

@@ -1,0 +1,201 @@
+"""Runs loaded from disk as a user would, and what is said of folders that are no such thing."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.constraints import FixAtoms
+from helpers import options, small_config
+
+import uqbench
+from uqbench.calculator import UQCalculator
+from uqbench.errors import CheckpointError, ConfigError, DataError, UqbenchError
+from uqbench.evaluation import Calibration, predict
+from uqbench.model import build_method
+from uqbench.potential import Normalisation
+from uqbench.rundir import RunDir, save_checkpoint
+
+LEVELS = (0.5, 0.9)
+
+
+def write_run(root, ethanol, uq, *, calibrated=True, finish=True, seed=0):
+    """A run as `uqbench train` leaves it, with an untrained network in float32; returns folder, method, calibration."""
+    cfg = small_config("painn_small", uq, seed)
+    method = build_method(cfg, Normalisation.fit(ethanol)).eval()
+    method.begin(len(ethanol), seed=seed)
+    method.fit(ethanol, batch_size=16)
+    calibration = Calibration.fit(predict(method, ethanol[:30], batch_size=30, device="cpu"), LEVELS)
+    names = {"command": "train", "dataset": "d", "backbone": "b", "uq": uq}
+    with RunDir.open(root=root, seed=seed, config=cfg, **names) as run:
+        run.save_checkpoint("best.pt", {"epoch": 1, "method": method.state_dict()})
+        if calibrated:
+            calibration.save(run)
+        if finish:
+            run.finish()
+    return run.path, method, calibration
+
+
+@pytest.fixture(scope="module")
+def run(ethanol, tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs"), ethanol, "ensemble")
+
+
+@pytest.fixture
+def own(ethanol, tmp_path):
+    """A run that a test may damage."""
+    return write_run(tmp_path, ethanol, "deterministic")[0]
+
+
+@pytest.mark.parametrize("uq", options("uq"))
+def test_a_loaded_run_predicts_what_the_evaluation_predicts(uq, ethanol, tmp_path):
+    path, method, calibration = write_run(tmp_path, ethanol, uq)
+    expected = predict(method, ethanol, batch_size=60, device="cpu")
+    model = uqbench.load(path)
+    found = model.predict(ethanol)
+    assert len(found) == 60 and found.calibrated and found.ptr.tolist() == ethanol.ptr.tolist()
+    for name in ("energy", "forces", "energy_score", "score"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    np.testing.assert_array_equal(found.energy_std, np.sqrt(calibration.energy.variance(expected.energy_score)))
+    np.testing.assert_array_equal(found.forces_std, np.sqrt(calibration.forces.variance(expected.score)))
+    assert found.forces_radii.keys() == set(LEVELS)
+    for level in LEVELS:
+        np.testing.assert_allclose(
+            found.forces_radii[level], calibration.forces.conformal.quantiles[level] * found.forces_std
+        )
+        np.testing.assert_allclose(
+            found.energy_radii[level], calibration.energy.conformal.quantiles[level] * found.energy_std
+        )
+    assert model.elements == ["H", "C", "O"] and model.cutoff == 5.0 and model.dtype == torch.float32
+
+
+def test_without_a_calibration_the_standard_deviations_are_the_methods_own(ethanol, tmp_path):
+    for uq in ("ensemble", "gmm"):
+        path, method, _ = write_run(tmp_path, ethanol, uq, calibrated=False)
+        expected, found = (
+            predict(method, ethanol[:3], batch_size=3, device="cpu"),
+            uqbench.load(path).predict(ethanol[:3]),
+        )
+        assert not found.calibrated and found.forces_radii == found.energy_radii == {}
+        if uq == "gmm":
+            assert found.forces_std is None and found.energy_std is None
+        else:
+            np.testing.assert_array_equal(found.forces_std, np.sqrt(expected.force_variance))
+            np.testing.assert_array_equal(found.energy_std, np.sqrt(expected.energy_variance))
+
+
+def test_frames_may_come_as_atoms_lists_or_structures(run, ethanol):
+    model = uqbench.load(run[0])
+    frames = [Atoms(atoms.numbers, atoms.positions) for atoms in ethanol[:5].to_atoms()]
+    frames[1].set_constraint(FixAtoms([0]))
+    whole = model.predict(ethanol[:5])
+    for other in (model.predict(frames), model.predict(iter(frames)), model.predict(frames, batch_size=2)):
+        for name in ("energy", "forces", "forces_std", "score"):
+            # Single precision: the rounding depends on what shares the batch.
+            np.testing.assert_allclose(getattr(other, name), getattr(whole, name), rtol=1e-4, atol=1e-4, err_msg=name)
+    one = model.predict(frames[3])
+    assert len(one) == 1 and one.forces.shape == (9, 3)
+    np.testing.assert_allclose(one.energy, whole.energy[3:4], rtol=1e-6)
+
+
+def test_the_calculator_of_a_run_agrees_and_shares_the_weights(run, ethanol):
+    model = uqbench.load(run[0])
+    estimate = model.predict(ethanol[:1])
+    calculators = [model.calculator(), UQCalculator.from_run(run[0])]
+    assert calculators[0].model is model and model.calculator().model is model
+    for calculator in calculators:
+        atoms = Atoms(ethanol.numbers[:9], ethanol.positions[:9], calculator=calculator)
+        np.testing.assert_allclose(atoms.get_forces(), estimate.forces, atol=1e-5)
+        np.testing.assert_allclose(calculator.get_property("forces_std", atoms), estimate.forces_std, rtol=1e-4)
+        assert calculator.calibrated
+
+
+@pytest.mark.parametrize("dtype", ["float64", torch.float64])
+def test_double_precision_on_request(run, ethanol, dtype):
+    double, single = uqbench.load(run[0], dtype=dtype), uqbench.load(run[0])
+    assert double.dtype == torch.float64
+    a, b = (model.predict(ethanol[:2]).forces for model in (double, single))
+    assert not np.array_equal(a, b)
+    np.testing.assert_allclose(a, b, atol=1e-4)
+    assert not np.array_equal(a, a.astype(np.float32)), "these are no rounded numbers"
+
+
+@pytest.mark.parametrize(
+    "options_", [{"dtype": "float16"}, {"dtype": int}, {"device": "cuda:99"}, {"device": "abacus"}]
+)
+def test_impossible_options_are_refused(run, options_):
+    with pytest.raises(ConfigError, match=next(iter(options_))) as caught:
+        uqbench.load(run[0], **options_)
+    assert "\n" not in str(caught.value)
+
+
+def refused(path, kind, message):
+    with pytest.raises(kind, match=message) as caught:
+        uqbench.load(path)
+    assert "\n" not in str(caught.value) and isinstance(caught.value, UqbenchError)
+    with pytest.raises(kind, match=message):
+        UQCalculator.from_run(path)
+
+
+def test_folders_that_are_no_finished_run_are_refused(ethanol, own, tmp_path):
+    refused(tmp_path / "nowhere", DataError, "no such run")
+    refused(tmp_path, DataError, f"not a run directory; runs below it: .*{own.name}")
+    unfinished, _, _ = write_run(tmp_path, ethanol, "mve", finish=False)
+    refused(unfinished, DataError, "has not finished")
+
+
+def test_lost_and_foreign_files_are_refused(own, ethanol, tmp_path):
+    kept = (own / "best.pt").read_bytes()
+    (own / "best.pt").unlink()
+    refused(own, DataError, "best.pt: missing")
+
+    def record(content):
+        """Pretend that the run itself has written best.pt."""
+        content()
+        info = json.loads((own / "run.json").read_text())
+        info["files"]["best.pt"] = (own / "best.pt").stat().st_size
+        (own / "run.json").write_text(json.dumps(info))
+
+    record(lambda: (own / "best.pt").write_bytes(b"not a checkpoint"))
+    refused(own, CheckpointError, "not a uqbench checkpoint")
+    for content in ({"epoch": 1}, {"method": {"weight": torch.ones(1)}}, [1, 2], {"method": torch.ones(2)}):
+        record(lambda content=content: save_checkpoint(own / "best.pt", content))
+        refused(own, CheckpointError, "is no checkpoint of a potential")
+    other, _, _ = write_run(tmp_path / "other", ethanol, "ensemble")
+    record(lambda: (own / "best.pt").write_bytes((other / "best.pt").read_bytes()))
+    refused(own, CheckpointError, "does not belong to this model")
+    record(lambda: (own / "best.pt").write_bytes(kept))
+    (own / "calibration.json").write_text(" " * (own / "calibration.json").stat().st_size)
+    refused(own, DataError, "calibration.json: damaged")
+
+
+def test_an_evaluation_is_not_a_model(own):
+    (own / "best.pt").unlink()
+    info = json.loads((own / "run.json").read_text())
+    del info["files"]["best.pt"]
+    (own / "run.json").write_text(json.dumps(info | {"source": "outputs/train/d/b/deterministic/seed0-12345678"}))
+    refused(own, DataError, "holds no model; load .*deterministic/seed0-12345678")
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([], "expected an ASE Atoms object"),
+        ("ethanol.xyz", "expected an ASE Atoms object"),
+        (Atoms("HF", [[0, 0, 0], [0, 0, 1]]), "was not trained on F"),
+        ([Atoms("H2", [[0, 0, 0], [0, 0, 1]]), Atoms("H", [[np.nan, 0, 0]])], "not finite in 1 frame.*frame 1"),
+        (Atoms("H2", [[0, 0, 0], [0, 0, 0.1]]), "atoms 0 and 1 closer"),
+        (Atoms(), "no frame|no atom"),
+    ],
+)
+def test_impossible_frames_are_refused(run, frames, message):
+    with pytest.raises(DataError, match=message):
+        uqbench.load(run[0]).predict(frames)
+
+
+def test_importing_uqbench_imports_nothing_slow():
+    code = "import sys, uqbench; uqbench.load; print(sorted({'torch', 'numpy', 'ase', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
