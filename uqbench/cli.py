@@ -147,9 +147,10 @@ def _show(hydra: "Hydra", request: "Request", flags: argparse.Namespace, line: s
         hydra.show_info(flags.info, config_name=request.command, overrides=request.arguments)
     else:
         groups = []
+        width = max(12, *(len(group) + 2 for group in request.groups))
         for group, chosen in request.choices().items():
             options = [f"{option}*" if option == chosen else option for option in request.options(group)]
-            groups.append(f"  {group:<12}{', '.join(options) or '(no options)'}")
+            groups.append(f"  {group:<{width}}{', '.join(options) or '(no options)'}")
         keys = [f"  {key}={value}" for key, value in request.plain_keys().items()]
         text = {"command": request.command, "line": line, "groups": "\n".join(groups), "keys": "\n".join(keys)}
         print(COMMAND_HELP.format(**text), end="")

@@ -27,7 +27,7 @@ def main(argv: list[str], commands: Mapping[str, str]) -> int:
     words = line.split()[1:]
     word = "" if line.endswith(" ") or not words else words.pop()
     # Readline replaces only what follows the last word break, so `uq=en` is completed to `ensemble`.
-    keep = max((word.rfind(mark) + 1 for mark in "=:" if mark in os.environ.get("COMP_WORDBREAKS", "")), default=0)
+    keep = max((word.rfind(mark) + 1 for mark in "=:@" if mark in os.environ.get("COMP_WORDBREAKS", "")), default=0)
     for candidate in sorted(candidates(words, word, commands)):
         print(candidate[keep:])
     return 0

@@ -32,6 +32,7 @@ UNDIGESTED = (
     "*.data_root",
     "*.cache",
     "*.url",
+    "*.workers",
     "training.progress",
     "training.checkpoint_seconds",
     "hydra",
@@ -87,7 +88,7 @@ def locate(target: Any, path: str = "_target_") -> Any:
     """
     if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target):
         raise ConfigError(f"{path}: expected the dotted name of a class or function, got {target!r}")
-    _require_trusted(target, target, path)
+    require_trusted(target, target, path)
     parts = target.split(".")
     found = _import(parts[0], path)
     if found is None:
@@ -99,7 +100,7 @@ def locate(target: Any, path: str = "_target_") -> Any:
             raise ConfigError(f"{path}: {'.'.join(parts[:i])} has no '{part}'{did_you_mean(part, dir(found))}")
         found = getattr(found, part)
     own_name = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', None)}"
-    _require_trusted(own_name, target, path)
+    require_trusted(own_name, target, path)
     if not callable(found):
         raise ConfigError(f"{path}: {target} is not a class or function")
     return found
@@ -115,7 +116,8 @@ def _import(name: str, path: str) -> types.ModuleType | None:
         raise ConfigError(f"{path}: cannot import {name}: {error}") from error
 
 
-def _require_trusted(name: str, target: str, path: str) -> None:
+def require_trusted(name: str, target: str, path: str) -> None:
+    """Raise ConfigError unless `name`, the real name of what the config at `path` calls `target`, may be used."""
     extra = [prefix.removesuffix(".*") for prefix in re.split(r"[:,\s]+", os.environ.get(TRUSTED_VARIABLE, ""))]
     trusted = [*TRUSTED, *filter(None, extra)]
     if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in trusted):

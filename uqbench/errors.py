@@ -31,3 +31,7 @@ class CheckpointError(UserError):
 
 class TrainingError(UqbenchError):
     """Training that cannot go on, such as a non-finite loss."""
+
+
+class OracleError(UqbenchError):
+    """An oracle that cannot label anything at all."""

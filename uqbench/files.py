@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import secrets
 import sys
 import warnings
 import zipfile
@@ -21,7 +22,8 @@ TEMPORARY = ".tmp"  # suffix of files that are being written; left over only by 
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path in the same folder that takes the place of `path` on success and vanishes on error."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    # Random, because a process of another machine may bear the same number on a shared file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
     try:
         yield temporary
         with open(temporary, "rb") as file:

@@ -1,6 +1,8 @@
 """What a person types after a command, checked against the config tree before Hydra runs anything."""
 
+import contextlib
 import copy
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +42,8 @@ class Request:
         parsed = [override for text in overrides if (override := self._parse(text))]
         self.hydra = tuple(override.input_line for override in parsed if override.is_hydra_override())
         self.base = self._compose(())
-        choices = reversed(self.base.hydra.runtime.choices.items())  # now in the order of the defaults list
-        self.groups = {group: option for group, option in choices if "hydra/" not in group}
+        self.groups = _groups(self.base)
+        self._add_nested_groups(parsed)
         tasks = [self._check_form(override) for override in parsed if not override.is_hydra_override()]
         # Of several settings of one key the last counts, as for values in Hydra; for groups Hydra would object.
         self.tasks = list({override.get_key_element(): override for override in tasks if override}.values())
@@ -85,6 +87,25 @@ class Request:
         return {key: value for key, value in plain.items() if key not in self.groups and key != "hydra"}
 
     # ------------------------------------------------------------------------------------------------ steps
+
+    def _add_nested_groups(self, parsed: list[Override]) -> None:
+        """Add the groups that chosen options bring with them, such as the oracle of a kind of evaluation."""
+        chosen: dict[str, list[str]] = {}
+        while True:
+            for override in parsed:
+                key = override.get_key_element()
+                if key in self.groups and not override.is_delete():
+                    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+                    chosen[key] = [str(value) for value in values if str(value) in self.options(key)]
+            known = len(self.groups)
+            # A point of the sweep for each combination: a nested group may need several choices at once.
+            for point in itertools.product(*([f"{key}={value}" for value in chosen[key]] for key in chosen)):
+                found = {}
+                with contextlib.suppress(ConfigError):  # a choice that does not fit this point is reported by _apply
+                    found = _groups(self._compose(point))
+                self.groups |= {group: option for group, option in found.items() if group not in self.groups}
+            if len(self.groups) == known:
+                return
 
     def _parse(self, text: str) -> Override | None:
         try:
@@ -133,6 +154,10 @@ class Request:
             return None
         if key in self.groups:
             return self._check_choice(override, key)
+        whole = {alias: group for group in self.groups for alias in group.split("@") if "@" in group}
+        if key in whole:
+            self.errors.append(f"{key}: is chosen as a whole by {whole[key]}={override.get_value_string()}")
+            return None
         # `+key=` asks Hydra to add a key; here only known keys mean something, and those need no plus.
         return self._parse(override.input_line.lstrip("+"))
 
@@ -183,6 +208,12 @@ class Request:
             except (OmegaConfBaseException, ValueError, TypeError) as error:
                 self.errors.append(f"{key}: {str(error).splitlines()[0]}")
         return config
+
+
+def _groups(config: DictConfig) -> dict[str, str | None]:
+    """The groups of a config and the options in use, in the order of the defaults list."""
+    choices = reversed(config.hydra.runtime.choices.items())
+    return {group: option for group, option in choices if "hydra/" not in group}
 
 
 def _targets(value: Any) -> list[Any]:

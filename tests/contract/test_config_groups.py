@@ -37,7 +37,7 @@ def test_option_lists_exactly_the_arguments_of_its_target(path):
             continue
         target = config.locate(node._target_)
         parameters, hints, open_ended = config.signature(target)
-        keys = {str(key) for key in node} - {"_target_"}
+        keys = {str(key) for key in node} - {"_target_", "defaults"}
         from_yaml = {name for name in parameters if is_plain(hints.get(name, object))}
         assert not open_ended, f"{node._target_} takes **kwargs, so that its YAML cannot be checked"
         assert from_yaml <= keys, f"arguments missing from the YAML: {from_yaml - keys}"

@@ -1,0 +1,52 @@
+"""Any calculator of ASE, or with ASE's interface, named by its dotted path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uqbench.config import locate, require_trusted
+from uqbench.errors import ConfigError
+from uqbench.oracles.base import Compute, Engine, single_point
+
+
+class ASE(Engine):
+    """A calculator class and its keyword arguments; a new object for each geometry.
+
+    The class must be on the allow list of configs: a config cannot extend it, the environment variable
+    UQBENCH_TRUSTED can (`UQBENCH_TRUSTED=ase.calculators`).
+
+    Args:
+        calculator: such as ase.calculators.emt.EMT. arguments: its keyword arguments.
+        revision: any text; another one makes other labels, for files that the calculator reads and that changed.
+        workers, threads, timeout_s, cache: see `Engine`.
+    """
+
+    def __init__(
+        self,
+        *,
+        calculator: str,
+        arguments: dict[str, Any],
+        revision: str | None,
+        workers: int | None,
+        threads: int,
+        timeout_s: float,
+        cache: str | None,
+    ) -> None:
+        require_trusted(calculator, calculator, "oracle.calculator")
+        settings = {"calculator": calculator, "arguments": dict(arguments), "revision": revision}
+        packages = dict.fromkeys(["ase", calculator.partition(".")[0]])
+        super().__init__(settings, list(packages), workers=workers, threads=threads, timeout_s=timeout_s, cache=cache)
+
+    @staticmethod
+    def engine(*, calculator: str, arguments: dict[str, Any], revision: str | None) -> Compute:
+        """See `Engine.engine`."""
+        found = locate(calculator, "oracle.calculator")
+
+        def make() -> Any:
+            return found(**arguments)
+
+        try:
+            make()
+        except TypeError as error:
+            raise ConfigError(f"oracle.arguments: {calculator} does not take them: {error}") from error
+        return single_point(make)

@@ -1,0 +1,54 @@
+"""GFN-xTB through tblite: milliseconds for a small molecule."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from uqbench.errors import ConfigError
+from uqbench.oracles.base import Compute, Engine, single_point
+
+
+class XTB(Engine):
+    """Extended tight binding, without a memory from geometry to geometry.
+
+    Source: Bannwarth, Ehlert and Grimme, J. Chem. Theory Comput. 15, 1652 (2019), of GFN2-xTB.
+
+    Args:
+        method: the Hamiltonian. accuracy: of tblite, smaller is tighter. electronic_temperature: K.
+        max_iterations: of the self-consistent charges; a geometry that needs more fails.
+        charge: in e. multiplicity: 2S + 1.
+        workers, threads, timeout_s, cache: see `Engine`.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: Literal["GFN2-xTB", "GFN1-xTB", "IPEA1-xTB"],
+        accuracy: float,
+        electronic_temperature: float,
+        max_iterations: int,
+        charge: int,
+        multiplicity: int,
+        workers: int | None,
+        threads: int,
+        timeout_s: float,
+        cache: str | None,
+    ) -> None:
+        for name, value in (("accuracy", accuracy), ("electronic_temperature", electronic_temperature)):
+            if not value > 0:
+                raise ConfigError(f"oracle.{name}: must be > 0, got {value}")
+        for name, value in (("max_iterations", max_iterations), ("multiplicity", multiplicity)):
+            if value < 1:
+                raise ConfigError(f"oracle.{name}: must be >= 1, got {value}")
+        settings = {"method": method, "accuracy": accuracy, "electronic_temperature": electronic_temperature}
+        settings |= {"max_iterations": max_iterations, "charge": charge, "multiplicity": multiplicity}
+        super().__init__(settings, ["tblite"], workers=workers, threads=threads, timeout_s=timeout_s, cache=cache)
+
+    @staticmethod
+    def engine(**settings: Any) -> Compute:
+        """See `Engine.engine`."""
+        try:
+            from tblite.ase import TBLite
+        except ImportError as error:
+            raise ConfigError(f"oracle=xtb needs tblite ({error}): pip install 'uqbench[xtb]'") from error
+        return single_point(lambda: TBLite(verbosity=0, **settings))

@@ -1,0 +1,102 @@
+"""Where reaction paths begin and end: built-in reactions, and files of frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.build import molecule
+from ase.build.rotate import rotation_matrix_from_points
+
+from uqbench.errors import ConfigError, DataError
+
+# Å, of any atom: minima that were relaxed from two sides differ by what a soft mode leaves of the forces.
+SAME = 0.05
+
+REACTIONS = {}
+
+
+def reaction(function):
+    """Register a function that returns the frames of a path, at least its two ends, under its name."""
+    REACTIONS[function.__name__] = function
+    return function
+
+
+@reaction
+def ammonia_inversion() -> list[Atoms]:
+    """Pyramidal NH3 and its mirror image with every atom where it was: the umbrella turns inside out.
+
+    The straight path between them leads through the planar D3h geometry, the saddle.
+    """
+    start = molecule("NH3")  # its threefold axis is z
+    start.set_initial_magnetic_moments(None)
+    end = start.copy()
+    end.positions[:, 2] *= -1
+    return [start, end]
+
+
+def frames_of(path: str | None, name: str) -> tuple[str, list[Atoms]]:
+    """Name a reaction and give its frames, from a file or else the built-in one; each lies on the one before it.
+
+    Raises ConfigError for an unknown name, DataError for a file that cannot be used or frames that are no path.
+    """
+    if path is not None:
+        label, frames = Path(path).stem, _read(path)
+    elif name in REACTIONS:
+        label, frames = name, REACTIONS[name]()
+    else:
+        raise ConfigError(f"evaluation.reaction: no reaction '{name}' (known: {', '.join(REACTIONS)})")
+    _check(frames, path or name)
+    aligned = [frames[0]]
+    for atoms in frames[1:]:
+        aligned.append(laid_on(atoms, aligned[-1]))
+    if all(same_geometry(atoms, aligned[0]) for atoms in aligned):
+        raise DataError(f"{path or name}: its frames are all the same geometry; there is no path between them")
+    return label, aligned
+
+
+def laid_on(atoms: Atoms, target: Atoms) -> Atoms:
+    """Copy a molecule shifted and turned onto another, without mirroring; periodic frames stay where they are."""
+    moved = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    if not atoms.pbc.any():
+        centred, goal = (a.positions - a.positions.mean(axis=0) for a in (atoms, target))
+        turn = rotation_matrix_from_points(centred.T, goal.T)
+        moved.positions = centred @ turn.T + target.positions.mean(axis=0)
+    return moved
+
+
+def _read(path: str) -> list[Atoms]:
+    import ase.io
+
+    try:
+        frames = ase.io.read(path, index=":")
+    except Exception as error:  # ASE's readers raise whatever their parsing stumbles over
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: ASE cannot read it ({reason}); set evaluation.path") from error
+    return frames
+
+
+def _check(frames: list[Atoms], origin: str) -> None:
+    if len(frames) < 2:
+        raise DataError(f"{origin}: a path needs two frames or more, there is {len(frames)}")
+    first = frames[0]
+    if len(first) == 0:
+        raise DataError(f"{origin}: frame 0 has no atoms")
+    for i, atoms in enumerate(frames):
+        if len(atoms) != len(first):
+            raise DataError(f"{origin}: frame {i} has {len(atoms)} atoms, frame 0 has {len(first)}")
+        if np.any(atoms.numbers != first.numbers):
+            raise DataError(f"{origin}: frame {i} has other elements than frame 0, or another order of atoms")
+        if np.any(atoms.pbc != first.pbc) or np.abs((atoms.cell - first.cell)[first.pbc]).max(initial=0) > 1e-6:
+            raise DataError(f"{origin}: frame {i} has another cell than frame 0; the cell must stay the same")
+        if not np.isfinite(atoms.positions).all():
+            raise DataError(f"{origin}: frame {i} has positions that are not finite")
+
+
+def same_geometry(first: Atoms, second: Atoms) -> bool:
+    """Whether two aligned frames have all atoms at the same places."""
+    from ase.geometry import find_mic
+
+    vectors, _ = find_mic(first.positions - second.positions, first.cell, first.pbc)
+    return bool(np.linalg.norm(vectors, axis=1).max() < SAME)
