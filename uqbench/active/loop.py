@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ase.io
 import numpy as np
@@ -20,7 +19,7 @@ from uqbench.active.displacement import random_displacements
 from uqbench.active.journal import Journal
 from uqbench.active.latents import structure_latents
 from uqbench.active.objective import score_and_energy
-from uqbench.active.selection import Selection
+from uqbench.annotations import Supplied
 from uqbench.datasets.arrays import PACKED, SPLIT, pack, read_npz
 from uqbench.datasets.base import Dataset
 from uqbench.errors import ConfigError, DataError
@@ -35,40 +34,26 @@ log = logging.getLogger(__name__)
 
 BATCH = 64  # structures scored at once: a matter of memory only
 
+
+class Chosen(Protocol):
+    """Outcome of a selection: the indices of the chosen proposals, a table of all, and how many met which fate."""
+
+    indices: np.ndarray
+    table: pd.DataFrame
+    counts: dict[str, int]
+
+
+class Selector(Protocol):
+    """What conf/selection names; see `uqbench.active.selection`."""
+
+    def select(
+        self, proposals: Proposals, training: Structures, n: int, latents: Callable[[Structures], np.ndarray]
+    ) -> Chosen:
+        """Choose at most n proposals."""
+
+
 Train = Callable[[int, Structures, Splits], tuple[Trained, Rows]]
 """Trains and evaluates a generation, or finds that done, and returns its metric rows."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How much is done.
-
-    Attributes:
-        generations: trainings; there is one round of proposals less.
-        proposals: structures that the acquisition makes in a round.
-        batch: of these, how many are labelled at most.
-        relabel: whether the oracle labels the frames of the data set too, so that all labels are of one kind.
-        validation_share: of the new structures goes to the validation split; the rest is trained on.
-    """
-
-    generations: int
-    proposals: int
-    batch: int
-    relabel: bool
-    validation_share: float
-
-    def __post_init__(self) -> None:
-        wrong = [
-            f"al.{name}: must be >= 1, got {getattr(self, name)}"
-            for name in ("generations", "proposals", "batch")
-            if getattr(self, name) < 1
-        ]
-        if self.batch > self.proposals:
-            wrong.append(f"al.batch: must be at most al.proposals ({self.proposals}), got {self.batch}")
-        if not 0 <= self.validation_share < 1:
-            wrong.append(f"al.validation_share: must lie in [0, 1), got {self.validation_share}")
-        if wrong:
-            raise ConfigError("\n".join(wrong))
 
 
 class Loop:
@@ -79,26 +64,57 @@ class Loop:
     the labelled ones, and what the oracle), and the journal.
 
     Args:
+        generations: trainings; there is one round of proposals less.
+        proposals: structures that the acquisition makes in a round.
+        batch: of these, how many are labelled at most.
+        relabel: whether the oracle labels the frames of the data set too, so that all labels are of one kind.
+        validation_share: of the new structures goes to the validation split; the rest is trained on.
         run: the open run directory.
-        plan, acquisition, selection, oracle: what is done.
+        acquisition, selection, oracle: what is done in a round.
         seed: of acquisitions and splits.
     """
 
     def __init__(
-        self, run: RunDir, plan: Plan, acquisition: Acquisition, selection: Selection, oracle: Oracle, seed: int
+        self,
+        *,
+        generations: int,
+        proposals: int,
+        batch: int,
+        relabel: bool,
+        validation_share: float,
+        run: RunDir,
+        acquisition: Acquisition,
+        selection: Selector,
+        oracle: Oracle,
+        seed: Supplied[int],
     ) -> None:
-        self.run, self.plan, self.seed = run, plan, seed
+        counts = {"generations": generations, "proposals": proposals, "batch": batch}
+        wrong = [f"al.{name}: must be >= 1, got {value}" for name, value in counts.items() if value < 1]
+        if batch > proposals:
+            wrong.append(f"al.batch: must be at most al.proposals ({proposals}), got {batch}")
+        if not 0 <= validation_share < 1:
+            wrong.append(f"al.validation_share: must lie in [0, 1), got {validation_share}")
+        if wrong:
+            raise ConfigError("\n".join(wrong))
+        self.generations, self.proposals, self.batch = generations, proposals, batch
+        self.relabel, self.validation_share = relabel, validation_share
+        self.run, self.seed = run, seed
         self.acquisition, self.selection, self.oracle = acquisition, selection, oracle
         self.journal = Journal(run)
 
+    @staticmethod
+    def data_name(generation: int) -> str:
+        """Name of the file with the frames of a generation."""
+        return f"data_{generation}.npz"
+
     def learn(self, dataset: Dataset, train: Train) -> Rows:
         """Go through all generations from wherever the run stands, and return all metric rows."""
-        self.journal.once(1, "data", data_name(1), lambda: self._first(dataset))
+        self.journal.once(1, "data", self.data_name(1), lambda: self._first(dataset))
         rows = []
-        for generation in range(1, self.plan.generations + 1):
-            structures, splits = unpack(self.run.path / data_name(generation))
+        for generation in range(1, self.generations + 1):
+            structures, splits = unpack(self.run.path / self.data_name(generation))
             trained, found = train(generation, structures, splits)
-            if generation < self.plan.generations:
+            if generation < self.generations:
                 found = found + self._extend(generation, structures, splits, trained)
             rows += [row | {"generation": generation} for row in found]
         return rows
@@ -108,7 +124,7 @@ class Loop:
         structures = dataset.load()
         splits = dataset.split(structures)
         check_splits({name: frames for name, frames in splits.items() if len(frames)}, len(structures))
-        if self.plan.relabel:
+        if self.relabel:
             log.info("labelling the %d frames of %s", len(structures), structures.origin)
             labels = self.oracle.label(structures)
             for frame, reason in labels.failures.items():
@@ -130,9 +146,9 @@ class Loop:
 
         def propose() -> tuple[bytes, dict[str, Any]]:
             held_out = [structures[frames] for name, frames in splits.items() if name != "train" and len(frames)]
-            proposals = self.acquisition.propose(method, training, self.plan.proposals, held_out=held_out, seed=seed)
+            proposals = self.acquisition.propose(method, training, self.proposals, held_out=held_out, seed=seed)
             chosen = self.selection.select(
-                proposals, training, self.plan.batch, lambda s: structure_latents(method, s, BATCH)
+                proposals, training, self.batch, lambda s: structure_latents(method, s, BATCH)
             )
             self.run.write_csv(f"selection_{generation}.csv", chosen.table)
             facts = self._against_random(proposals, training, trained, seed) | {"counts": chosen.counts}
@@ -160,7 +176,7 @@ class Loop:
             joined, joined_splits = self._merged(structures, splits, new, generation)
             return pack(joined, joined_splits), {"frames": {name: len(f) for name, f in joined_splits.items()}}
 
-        self.journal.once(generation + 1, "data", data_name(generation + 1), merge)
+        self.journal.once(generation + 1, "data", self.data_name(generation + 1), merge)
         return _rows(proposed, labelled)
 
     def _compare(self, table: pd.DataFrame, labels: Labels, trained: Trained) -> float:
@@ -201,16 +217,11 @@ class Loop:
             log.warning("generation %d: nothing was labelled; the next one has the same frames", generation)
             return structures, splits
         order = numpy_generator(self.seed, "new frames", generation).permutation(len(new)) + len(structures)
-        held = round(self.plan.validation_share * len(new))
+        held = round(self.validation_share * len(new))
         added = {"validation": np.sort(order[:held]), "train": np.sort(order[held:])}
         nothing = np.zeros(0, np.int64)
         joined = {name: np.concatenate([frames, added.get(name, nothing)]) for name, frames in splits.items()}
         return Structures.concatenate([structures, new]), joined
-
-
-def data_name(generation: int) -> str:
-    """Name of the file with the frames of a generation."""
-    return f"data_{generation}.npz"
 
 
 def unpack(path: Path) -> tuple[Structures, Splits]:

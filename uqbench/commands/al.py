@@ -51,17 +51,17 @@ def run(cfg: DictConfig) -> None:
 
 def _learn(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, Any]) -> None:
     from uqbench import config
-    from uqbench.active.loop import Loop
     from uqbench.results.learning import figures
     from uqbench.results.runs import METRICS, title_of, write_metrics
 
     opened.update(labels=labels)
     with config.build(cfg.oracle) as oracle:
-        parts = [config.build(node) for node in (cfg.al, cfg.acquisition, cfg.selection)]
-        loop = Loop(opened, *parts, oracle, cfg.seed)
+        parts = {"acquisition": config.build(cfg.acquisition), "selection": config.build(cfg.selection)}
+        loop = config.build(cfg.al, run=opened, oracle=oracle, seed=cfg.seed, **parts)
 
         def train(generation: int, structures: Structures, splits: Splits) -> tuple[Trained, Rows]:
-            return _generation(opened, cfg, generation, structures, splits, labels)
+            data = loop.data_name(generation)
+            return _generation(opened, cfg, generation, data, structures, splits, labels)
 
         rows = loop.learn(dataset, train)
     write_metrics(opened, rows, command="al", split="test", labels=labels)
@@ -74,6 +74,7 @@ def _generation(
     opened: RunDir,
     cfg: DictConfig,
     generation: int,
+    data_name: str,
     structures: Structures,
     splits: Splits,
     labels: dict[str, Any],
@@ -82,7 +83,6 @@ def _generation(
     from omegaconf import OmegaConf
 
     from uqbench import config
-    from uqbench.active.loop import data_name
     from uqbench.commands.train import train_run
     from uqbench.evaluation import Calibration, Trained
     from uqbench.model import load_method
@@ -90,7 +90,7 @@ def _generation(
     from uqbench.training import device_of
 
     # Relative to a data root, which is no part of a run's identity: the whole run can be moved.
-    data = {"path": data_name(generation), "data_root": str(opened.path), "sha256": structures.sha256()}
+    data = {"path": data_name, "data_root": str(opened.path), "sha256": structures.sha256()}
     settings = OmegaConf.to_container(cfg, resolve=True)
     settings = {key: settings[key] for key in ("seed", "outputs", "backbone", "uq", "training", "evaluation")}
     dataset = {"_target_": "uqbench.datasets.packed.Packed", **data, "subset": labels["subset"]}
