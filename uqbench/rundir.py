@@ -168,7 +168,9 @@ class RunDir(Run):
     def finish(self) -> None:
         """Declare the run done and record its files, so that later readers notice when one is lost."""
         own = {INFO, LOG, lock.LOCK}
-        files = {entry.name: entry.stat().st_size for entry in sorted(self.path.iterdir()) if entry.name not in own}
+        # Folders are runs of their own, which keep their own record.
+        entries = [entry for entry in sorted(self.path.iterdir()) if entry.is_file() and entry.name not in own]
+        files = {entry.name: entry.stat().st_size for entry in entries}
         self.update(status="done", finished=provenance.now(), files=files)
 
     # ------------------------------------------------------------------------------------------------ record

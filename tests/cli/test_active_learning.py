@@ -1,0 +1,143 @@
+"""`uqbench al` from the command line: whole runs, killed runs, and what is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from uqbench import rundir
+from uqbench.cli import main
+
+pytest.importorskip("tblite", reason="the oracle needs the extra xtb")
+
+TINY = [
+    *("uq=gmm", "uq.components=1", "uq.reg_covar=1e-3", "backbone.features=8", "backbone.layers=1"),
+    *("training.epochs=4", "training.checkpoint_seconds=0", "evaluation.bootstrap=4", "evaluation.ideal_draws=1"),
+    *("evaluations.out_of_domain.evaluation.bootstrap=0", "evaluations.out_of_domain.evaluation.ideal_draws=1"),
+    *("acquisition.steps=4", "al.generations=2", "al.proposals=6", "al.batch=4", "oracle.workers=1"),
+]
+
+
+def command(folder, *changes):
+    return ["al", *TINY, f"outputs={folder / 'outputs'}", f"oracle.cache={folder.parent / 'cache'}", *changes]
+
+
+def run_of(folder):
+    (path,) = (folder / "outputs").glob("al/*/*/*/seed0-*")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("al") / "whole"
+    folder.mkdir()
+    assert main(command(folder)) == 0
+    return folder
+
+
+def test_every_generation_is_a_run_with_its_own_frames(whole):
+    path = run_of(whole)
+    splits = [json.loads((path / f"generation_{g}" / "splits.json").read_text()) for g in (1, 2)]
+    new = pd.read_csv(path / "labels_1.csv")
+    labelled = int(new["energy"].notna().sum())
+    assert 1 <= labelled <= 4
+    assert len(splits[1]["train"]) + len(splits[1]["validation"]) == 47 + 16 + labelled
+    assert splits[1]["test"] == splits[0]["test"] and splits[1]["out_of_domain"] == splits[0]["out_of_domain"]
+    assert set(splits[0]["train"]) < set(splits[1]["train"])
+    metrics = pd.read_csv(path / "metrics.csv")
+    assert set(metrics["generation"]) == {1, 2} and set(metrics["split"]) == {"test", "out_of_domain"}
+    mae = metrics[(metrics["metric"] == "mae") & (metrics["target"] == "forces")]
+    assert len(mae) == 4
+    row = metrics[(metrics["target"] == "acquisition") & (metrics["metric"] == "labelled")]
+    assert row["generation"].tolist() == [1] and row["value"].item() == labelled
+    assert (path / "learning_mae.png").stat().st_size > 10_000
+
+
+def test_a_generation_can_be_evaluated_like_any_run(whole, tmp_path):
+    run = run_of(whole) / "generation_2"
+    assert rundir.read(run).done
+    assert main(["evaluate", f"run={run}", "split=validation", f"outputs={tmp_path}", "evaluation.bootstrap=0"]) == 0
+
+
+def test_the_same_command_again_only_prints(whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run_of(whole).rglob("*") if path.is_file()}
+    assert main(command(whole)) == 0
+    assert "generation 2" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in run_of(whole).rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("marker", ["data_1.npz", "generation_1/last.pt", "labels_1.csv", "generation_2/last.pt"])
+def test_killed_anywhere_it_goes_on_to_the_same_frames(whole, tmp_path, marker):
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uqbench", *command(folder, f"oracle.cache={whole.parent / 'cache'}")],
+        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    deadline = time.monotonic() + 200
+    while not list(folder.glob(f"outputs/al/*/*/*/seed0-*/{marker}")):
+        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main(command(folder, f"oracle.cache={whole.parent / 'cache'}")) == 0
+    for name in ("data_1.npz", "data_2.npz", "proposals_1.extxyz", "labels_1.csv"):
+        assert (run_of(folder) / name).read_bytes() == (run_of(whole) / name).read_bytes(), name
+    steps = [json.loads(line) for line in (run_of(folder) / "journal.jsonl").read_text().splitlines()]
+    done = [(step["generation"], step["step"]) for step in steps]
+    assert done == [(1, "data"), (1, "propose"), (1, "label"), (2, "data")], "nothing twice, nothing skipped"
+
+
+def test_a_file_of_a_finished_step_that_changed_is_noticed(whole, tmp_path, capsys):
+    """In a run that is not finished; a finished one is watched by its own list of files."""
+    from uqbench.active.journal import Journal
+    from uqbench.errors import DataError
+
+    class Folder:
+        path = tmp_path
+
+        def write_bytes(self, name, content):
+            (tmp_path / name).write_bytes(content)
+
+        def write_text(self, name, content):
+            (tmp_path / name).write_text(content)
+
+    calls = []
+
+    def make():
+        calls.append(1)
+        return b"content", {"fact": 7}
+
+    assert Journal(Folder()).once(1, "data", "a.bin", make)["fact"] == 7
+    assert Journal(Folder()).once(1, "data", "a.bin", make)["fact"] == 7
+    assert len(calls) == 1, "not repeated"
+    (tmp_path / "a.bin").write_bytes(b"changed")
+    with pytest.raises(DataError, match="a.bin: missing or changed"):
+        Journal(Folder()).once(1, "data", "a.bin", make)
+    (tmp_path / "journal.jsonl").write_text("{half a li")
+    with pytest.raises(DataError, match="damaged"):
+        Journal(Folder())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("al.batch=100", "al.batch: must be at most al.proposals"),
+        ("al.generations=0", "al.generations: must be >= 1"),
+        ("acquisition.kT=0", "acquisition.kT"),
+        ("evaluations.out_of_domain.split=out_of_domian", "did you mean 'out_of_domain'"),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path, capsys, change, words):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    assert main(command(folder, change)) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error.splitlines()[-1]
