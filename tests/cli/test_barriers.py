@@ -4,11 +4,11 @@ import ase.io
 import numpy as np
 import pandas as pd
 import pytest
+from ase import Atoms
 from omegaconf import OmegaConf
 
 from uqbench import config
 from uqbench.cli import main
-from uqbench.simulate.reactions import ammonia_inversion
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,14 +23,13 @@ def cache(tmp_path_factory):
 def trained(tmp_path_factory):
     """A small model of ammonia around its inversion path, labelled by GFN2-xTB, and the folder of all runs."""
     pytest.importorskip("tblite", reason="tblite is not installed")
-    start, end = ammonia_inversion()
     rng = np.random.default_rng(0)
+    angles = np.radians([0, 120, 240])
     frames = []
-    for share in rng.uniform(-0.1, 1.1, 80):
-        atoms = start.copy()
-        atoms.positions = (1 - share) * start.positions + share * end.positions
-        atoms.positions += rng.normal(0, 0.04, atoms.positions.shape)
-        frames.append(atoms)
+    for height in rng.uniform(-0.5, 0.5, 80):  # of N above the hydrogens, at bonds of about 1.01 Å
+        radius = np.sqrt(1.01**2 - height**2)
+        hydrogens = np.column_stack([radius * np.cos(angles), radius * np.sin(angles), np.zeros(3)])
+        frames.append(Atoms("NH3", [[0, 0, height], *hydrogens] + rng.normal(0, 0.04, (4, 3))))
     node = OmegaConf.load(config.conf_dir() / "oracle" / "xtb.yaml")
     with config.build(OmegaConf.create({"oracle": node}).oracle) as oracle:
         labelled = oracle.label(frames).structures("ammonia")
@@ -56,7 +55,8 @@ def evaluate(trained, *overrides):
 
 def test_barrier_of_a_trained_model(trained, capsys, caplog):
     _, outputs = trained
-    assert evaluate(trained) == 0
+    quick = ["evaluation.images=7", "evaluation.fmax=0.02"]
+    assert evaluate(trained, *quick) == 0
     (folder,) = outputs.glob("evaluate/**/seed0-*")
     rows = pd.read_csv(folder / "metrics.csv")
     assert set(rows.target) == {"neb"} and set(rows.population) == {"ammonia_inversion"}
@@ -73,7 +73,7 @@ def test_barrier_of_a_trained_model(trained, capsys, caplog):
     np.testing.assert_allclose(ours.energy, energies["model"], atol=1e-6)
     error = (ours.energy - ours.energy.iloc[0]) - (ours.energy_oracle - ours.energy_oracle.iloc[0])
     assert value.single_point_rmse == pytest.approx(np.sqrt((error**2).mean()))
-    assert value.path_rmse < 0.5 and value.fmax < 0.01
+    assert value.path_rmse < 0.5 and value.fmax < 0.02
     saddle = ours.loc[ours.energy.idxmax()]
     assert value.saddle_energy_std == saddle.energy_std > 0 and value.saddle_forces_std == saddle.forces_std_max > 0
     assert (folder / "neb.png").read_bytes().startswith(b"\x89PNG")
@@ -84,7 +84,7 @@ def test_barrier_of_a_trained_model(trained, capsys, caplog):
     np.testing.assert_allclose(estimate.energy, energies["model"], atol=1e-4)
     before = (folder / "neb.csv").stat().st_mtime_ns
     capsys.readouterr()
-    assert evaluate(trained) == 0
+    assert evaluate(trained, *quick) == 0
     assert "barrier_error" in capsys.readouterr().out and (folder / "neb.csv").stat().st_mtime_ns == before
 
 
