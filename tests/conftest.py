@@ -1,4 +1,12 @@
-"""Data that many tests share."""
+"""Data that many tests share; and how the cores are shared between the processes that run them."""
+
+import os
+
+# Before torch is imported here or in a process that a test starts: threads of several processes on the same cores
+# wait for each other, and everything takes many times as long.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    shares = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(shares))
 
 import pytest
 

@@ -133,7 +133,7 @@ class Potential(nn.Module):
                 positions = positions.expand(self.members, *positions.shape)
             if not (create_graph and positions.requires_grad):
                 positions = positions.detach().clone().requires_grad_(True)
-            vectors = positions.index_select(-2, batch.second) - positions.index_select(-2, batch.first) + batch.shifts
+            vectors = pair_vectors(batch, positions)
             geometry = self._geometry(batch, vectors)
             latents = self.backbone(geometry)
             atomic = self.heads["energy"](latents).squeeze(-1) * self.scale
@@ -167,6 +167,11 @@ class Potential(nn.Module):
         if len(pairs) and distances.detach().min() < COINCIDENT:
             raise DataError(f"two atoms of a frame are closer than {COINCIDENT:g} Å: no force is defined there")
         return Geometry(distances, vectors / distances.unsqueeze(-1), species, pairs, Wanted())
+
+
+def pair_vectors(batch: Batch, positions: Tensor) -> Tensor:
+    """Return the vectors (..., P, 3) from the first to the second atom of each pair at positions (..., N, 3), Å."""
+    return positions.index_select(-2, batch.second) - positions.index_select(-2, batch.first) + batch.shifts
 
 
 def _stress(batch: Batch, vectors: Tensor, gradient: Tensor) -> Tensor:

@@ -126,19 +126,19 @@ class MixesMembers(Sound):
 
 
 class ForgetsSelfImages(Potential):
-    def _geometry(self, batch, positions):
+    def _geometry(self, batch, vectors):
         other = batch.first != batch.second
         pairs = {name: getattr(batch, name)[other] for name in ("first", "second", "shifts")}
-        return super()._geometry(dataclasses.replace(batch, **pairs), positions)
+        return super()._geometry(dataclasses.replace(batch, **pairs), vectors[..., other, :])
 
 
 class ForgetsPeriodicity(Potential):
     """Leaves out every pair across a face of the cell."""
 
-    def _geometry(self, batch, positions):
+    def _geometry(self, batch, vectors):
         inside = ~batch.shifts.any(-1)
         pairs = {name: getattr(batch, name)[inside] for name in ("first", "second", "shifts")}
-        return super()._geometry(dataclasses.replace(batch, **pairs), positions)
+        return super()._geometry(dataclasses.replace(batch, **pairs), vectors[..., inside, :])
 
 
 class SitsInAField(Potential):
@@ -173,21 +173,21 @@ class ForcesUphill(Potential):
 
 
 class TakesAnyElement(Potential):
-    def _geometry(self, batch, positions):
+    def _geometry(self, batch, vectors):
         known = self.species_of_element[batch.numbers] >= 0
-        return super()._geometry(dataclasses.replace(batch, numbers=batch.numbers.where(known, 6)), positions)
+        return super()._geometry(dataclasses.replace(batch, numbers=batch.numbers.where(known, 6)), vectors)
 
 
 class DividesByZero(Potential):
     """Evaluates coincident atoms, as NaN."""
 
-    def _geometry(self, batch, positions):
+    def _geometry(self, batch, vectors):
         try:
-            return super()._geometry(batch, positions)
+            return super()._geometry(batch, vectors)
         except DataError as error:
             if "closer" not in str(error):
                 raise
-            return super()._geometry(batch, positions * float("nan"))
+            return super()._geometry(batch, vectors * float("nan"))
 
 
 def potential_of(kind, members=None, first=0):

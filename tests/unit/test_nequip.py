@@ -17,7 +17,7 @@ from uqbench.backbones.blocks import Initialiser
 from uqbench.backbones.nequip import NequIP
 from uqbench.errors import ConfigError
 from uqbench.graph import GraphSet
-from uqbench.potential import Normalisation, Potential
+from uqbench.potential import Normalisation, Potential, pair_vectors
 from uqbench.structures import Structures
 
 CUTOFF = 4.0
@@ -158,7 +158,7 @@ def test_edges_have_the_direction_of_nequip(name):
     made = frames(name)
     batch = our_batch(made)
     elements = sorted({int(z) for z in batch.numbers})
-    geometry = potential_of(elements, SIZES["both"])._geometry(batch, batch.positions)
+    geometry = potential_of(elements, SIZES["both"])._geometry(batch, pair_vectors(batch, batch.positions))
     graph = module._graph(geometry, geometry.distances, geometry.directions)
     theirs = with_edge_vectors_(their_data(made, elements))
 
