@@ -1,6 +1,12 @@
 """Data that many tests share; and how the cores are shared between the processes that run them."""
 
 import os
+import signal
+import threading
+
+# A shell hands a job in the background on with Ctrl-C ignored, and so would every program that a test starts.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported here or in a process that a test starts: threads of several processes on the same cores
 # wait for each other, and everything takes many times as long.
