@@ -211,7 +211,7 @@ def test_out_of_domain_scores_above_in_domain(uq, tmp_path, record_property):
     for name in ("energy_score", "score"):
         a, b = values(inside, name), values(outside, name)
         found[name] = mannwhitneyu(b, a).statistic / (len(a) * len(b))
-        record_property(f"out_of_domain_{name}", found[name])
+        record_property(f"out_of_domain_{name}", float(found[name]))
     summary = f"stretched above test: frames {found['energy_score']:.3f}, atoms {found['score']:.3f}"
     print(uq, summary)
     if uq in UNRELIABLE_OUT_OF_DOMAIN:
