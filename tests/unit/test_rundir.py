@@ -137,8 +137,8 @@ from pathlib import Path
 from uqbench.lock import acquire
 acquire(Path(sys.argv[1]))
 child = os.fork()  # such as a data loader's worker, which may outlive a killed parent
-if child:
-    print(child, flush=True)
+if not child:
+    print(os.getpid(), flush=True)
 time.sleep(60)
 """
 
