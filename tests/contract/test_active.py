@@ -10,7 +10,7 @@ from uqbench.active.latents import structure_latents
 from uqbench.errors import ConfigError, DataError
 
 # Cheaper versions of the settings that only make an acquisition longer.
-SHORT = {"adversarial": {"steps": 4}}
+SHORT = {"adversarial": {"steps": 4}, "md": {"timestep_fs": 0.02, "duration_ps": 4e-4, "record_every": 4}}
 
 
 @pytest.fixture(scope="module")

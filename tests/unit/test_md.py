@@ -63,7 +63,7 @@ def test_baoab_samples_the_harmonic_oscillator_exactly(stiffness):
     integrator = BAOAB(timestep=5.0, friction=40.0)
     mass = float(state.masses[0])
     spring = stiffness * mass / integrator.dt**2
-    noise = Noise(0, [("test",)], state.counts, "cpu")
+    noise = Noise(0, [("test",)], state.n_atoms, "cpu")
     colder = 1 - stiffness / 4
     state.positions = noise() * np.sqrt(KT / spring)
     state.velocities = noise() * np.sqrt(colder * KT / mass)
@@ -100,7 +100,7 @@ def test_the_mean_temperature_of_anharmonic_molecules_is_right_within_one_percen
     state = state_of([ammonia(spread=0.03, seed=seed) for seed in range(2 * n)], units.kB * np.repeat([300, 900], n))
     one = state_of([ammonia()])
     forces = springs(all_pairs(state), all_pairs(one).lengths(one).repeat(2 * n), 20.0, 200.0)
-    noise = Noise(1, [("test", k) for k in range(2 * n)], state.counts, "cpu")
+    noise = Noise(1, [("test", k) for k in range(2 * n)], state.n_atoms, "cpu")
     thermalise(state, noise())
     state.forces = forces(state.positions)
     integrator = BAOAB(timestep=0.5, friction=100.0)  # the kinetic energy forgets within 20 steps
@@ -145,7 +145,7 @@ def test_the_energies_are_distributed_as_with_ases_langevin():
         theirs.append(wells.energies(atoms.positions))
         their_kinetic.append(0.5 * (atoms.get_masses()[:, None] * atoms.get_velocities() ** 2).sum(-1))
     state = state_of([Atoms("C")] * n)
-    noise = Noise(3, [("test", k) for k in range(n)], state.counts, "cpu")
+    noise = Noise(3, [("test", k) for k in range(n)], state.n_atoms, "cpu")
     thermalise(state, noise())
     integrator = BAOAB(timestep=1.0, friction=50.0)
     ours, our_kinetic = [], []
@@ -173,7 +173,7 @@ def test_energy_minus_heat_is_conserved(friction):
     pairs = all_pairs(state)
     lengths = all_pairs(state_of([ammonia()])).lengths(state_of([ammonia()]))
     forces = springs(pairs, lengths, 20.0)
-    noise = Noise(0, [("test",)], state.counts, "cpu")
+    noise = Noise(0, [("test",)], state.n_atoms, "cpu")
     thermalise(state, noise())
     state.forces = forces(state.positions)
     integrator = BAOAB(timestep=0.1, friction=friction)
@@ -194,7 +194,7 @@ def test_energy_minus_heat_is_conserved(friction):
 
 def test_velocities_are_maxwellian_at_the_temperature_of_each_replica():
     state = state_of([ammonia()] * 3000, kT=units.kB * np.repeat([100.0, 1000.0, 3000.0], 1000))
-    thermalise(state, Noise(0, [("v", k) for k in range(3000)], state.counts, "cpu")())
+    thermalise(state, Noise(0, [("v", k) for k in range(3000)], state.n_atoms, "cpu")())
     scaled = (state.velocities / state.thermal_speed).numpy()
     assert stats.kstest(scaled.ravel(), "norm").pvalue > 0.01
     ratio = (state.kinetic / (6 * state.kT)).reshape(3, 1000).mean(1)
@@ -346,7 +346,7 @@ def toy(batch) -> Prediction:
 
 def running(state, predict=toy, cutoff=2.0, skin=1.0, seed=0, dtype=torch.float64, **limits) -> Dynamics:
     streams = [("noise", int(number)) for number in state.ids]
-    velocities = Noise(seed, [("velocities", int(number)) for number in state.ids], state.counts, "cpu")
+    velocities = Noise(seed, [("velocities", int(number)) for number in state.ids], state.n_atoms, "cpu")
     thermalise(state, velocities())
     return Dynamics(
         state,
@@ -355,7 +355,7 @@ def running(state, predict=toy, cutoff=2.0, skin=1.0, seed=0, dtype=torch.float6
         cutoff=cutoff,
         skin=skin,
         integrator=BAOAB(timestep=0.5, friction=10.0),
-        noise=Noise(seed, streams, state.counts, "cpu"),
+        noise=Noise(seed, streams, state.n_atoms, "cpu"),
         limits=Limits(**{**LOOSE, "min_distance": 0.3, "bond_stretch": 1.6, **limits}),
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from uqbench.active.base import compositions
 from uqbench.errors import ConfigError, DataError, TrainingError
 from uqbench.graph import Batch, GraphSet
+from uqbench.simulate.state import State
 from uqbench.structures import Structures
 from uqbench.uq.base import KCAL_PER_MOL, Prediction, UQMethod, mean_over_atoms
 
@@ -75,8 +76,8 @@ class Evaluation:
     objective: Tensor
 
 
-def structure_score(prediction: Prediction, batch: Batch, uncertainty: Uncertainty) -> Tensor:
-    """Reduce a prediction to one uncertainty per structure, (S,) float64.
+def structure_score(prediction: Prediction, batch: Batch | State, uncertainty: Uncertainty) -> Tensor:
+    """Reduce a prediction of a batch, or of replicas in a simulation, to one uncertainty per structure, (S,) float64.
 
     `mean` and `max`: of the score of its atoms; `energy`: the method's own score of the energy.
     """

@@ -35,6 +35,7 @@ class Limits:
         bond_tolerance: atoms nearer than this many sums of covalent radii at the start are bonded.
         bond_stretch: no bond gets as long as this many sums of covalent radii; or None.
         kinetic_alarm: false-alarm probability of the kinetic energy per step and replica.
+        section: of the config that the limits stand in, for error messages.
     """
 
     min_distance: float
@@ -42,25 +43,26 @@ class Limits:
     bond_tolerance: float
     bond_stretch: float | None
     kinetic_alarm: float
+    section: str = "evaluation"
 
     def __post_init__(self) -> None:
         if not 0 < self.min_distance < math.inf:
-            raise ConfigError(f"evaluation.min_distance: must be > 0 Å, got {self.min_distance}")
+            raise ConfigError(f"{self.section}.min_distance: must be > 0 Å, got {self.min_distance}")
         if self.max_distance is not None and not self.max_distance > self.min_distance:
             raise ConfigError(
-                f"evaluation.max_distance: must be above min_distance ({self.min_distance} Å), or null for no limit; "
-                f"got {self.max_distance}"
+                f"{self.section}.max_distance: must be above min_distance ({self.min_distance} Å), or null for no "
+                f"limit; got {self.max_distance}"
             )
         if not 0 < self.bond_tolerance < math.inf:
-            raise ConfigError(f"evaluation.bond_tolerance: must be > 0, got {self.bond_tolerance}")
+            raise ConfigError(f"{self.section}.bond_tolerance: must be > 0, got {self.bond_tolerance}")
         if self.bond_stretch is not None and not self.bond_stretch > self.bond_tolerance:
             raise ConfigError(
-                f"evaluation.bond_stretch: must be above bond_tolerance ({self.bond_tolerance}), below which bonds are "
-                f"found, or null for no limit; got {self.bond_stretch}"
+                f"{self.section}.bond_stretch: must be above bond_tolerance ({self.bond_tolerance}), below which bonds "
+                f"are found, or null for no limit; got {self.bond_stretch}"
             )
         if not 0 < self.kinetic_alarm <= 1e-3:
             raise ConfigError(
-                f"evaluation.kinetic_alarm: must lie between 0 and 1e-3, or sound replicas count as exploded; got "
+                f"{self.section}.kinetic_alarm: must lie between 0 and 1e-3, or sound replicas count as exploded; got "
                 f"{self.kinetic_alarm}"
             )
 
@@ -93,7 +95,7 @@ class Limits:
 
 def all_pairs(state: State) -> Pairs:
     """All pairs of atoms within each replica, without images."""
-    blocks = [torch.triu_indices(n, n, 1, device=state.ids.device) for n in state.counts.tolist()]
+    blocks = [torch.triu_indices(n, n, 1, device=state.ids.device) for n in state.n_atoms.tolist()]
     sizes = torch.tensor([block.shape[1] for block in blocks], device=state.ids.device)
     replica = torch.repeat_interleave(sizes)
     first, second = torch.cat(blocks, dim=1) + state.start[replica]
@@ -110,7 +112,7 @@ class Watch:
 
     def __init__(self, limits: Limits, state: State) -> None:
         self.limits = limits
-        degrees = 3 * state.counts.cpu().numpy()
+        degrees = 3 * state.n_atoms.cpu().numpy()
         bound = torch.as_tensor(chi2.isf(limits.kinetic_alarm, degrees)).to(state.kT)
         self._most_kinetic = 0.5 * state.kT * bound
         self._spread = all_pairs(state) if limits.max_distance is not None else None

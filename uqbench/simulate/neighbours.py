@@ -86,7 +86,7 @@ class Neighbours:
 
     def _find_complete(self, state: State) -> Tensor:
         found = torch.bincount(self._listed.replica, minlength=len(state))
-        return ~state.pbc.any(-1) & (found == state.counts * (state.counts - 1) // 2)
+        return ~state.pbc.any(-1) & (found == state.n_atoms * (state.n_atoms - 1) // 2)
 
     def near(self, state: State, sound: Tensor) -> tuple[Pairs, Tensor]:
         """Return exactly the pairs closer than the cutoff, with their distances (P,) in Å.

@@ -56,7 +56,7 @@ class Recorder:
         time, ids = self._time(step), state.ids.cpu().numpy()
         score = prediction.score.double()
         most = torch.full_like(state.kT, -np.inf).scatter_reduce(0, state.system, score, "amax").cpu().numpy()
-        counts = state.counts.double()
+        counts = state.n_atoms.double()
         # NumPy's sums: the calibration is a function of arrays.
         atoms = self._variance(score.cpu().numpy())
         mean_variance = np.add.reduceat(atoms, state.start.cpu().numpy()) / counts.cpu().numpy()

@@ -193,7 +193,7 @@ class Stability(Evaluation):
                     cutoff=method.potential.backbone.cutoff,
                     skin=self.skin,
                     integrator=self.integrator,
-                    noise=Noise(self.seed, self._streams("md-noise", mine), state.counts, trained.device),
+                    noise=Noise(self.seed, self._streams("md-noise", mine), state.n_atoms, trained.device),
                     limits=self.limits,
                 )
                 dynamics.run(self.steps, recorder)
@@ -207,7 +207,7 @@ class Stability(Evaluation):
 
     def _state(self, frames: Structures, starts: pd.DataFrame, device: str | torch.device) -> State:
         state = State.at_rest(frames, units.kB * starts.temperature.to_numpy(), starts.index.to_numpy(), device)
-        thermalise(state, Noise(self.seed, self._streams("md-velocities", starts), state.counts, device)())
+        thermalise(state, Noise(self.seed, self._streams("md-velocities", starts), state.n_atoms, device)())
         return state
 
 

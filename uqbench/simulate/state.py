@@ -23,7 +23,7 @@ class State:
         ids: (R,) numbers that the replicas keep when others leave.
         numbers: (N,) atomic numbers.
         masses: (N, 1) amu.
-        counts: (R,) atoms of each replica.
+        n_atoms: (R,) atoms of each replica.
         cells, pbc: (R, 3, 3) Å and (R, 3), fixed.
         kT: (R,) eV, of each replica's thermostat.
         positions: (N, 3) Å, never wrapped.
@@ -36,7 +36,7 @@ class State:
     ids: Tensor
     numbers: Tensor
     masses: Tensor
-    counts: Tensor
+    n_atoms: Tensor
     cells: Tensor
     pbc: Tensor
     kT: Tensor
@@ -47,8 +47,8 @@ class State:
     heat: Tensor
 
     def __post_init__(self) -> None:
-        self.system = torch.repeat_interleave(self.counts)
-        self.ptr = torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
+        self.system = torch.repeat_interleave(self.n_atoms)
+        self.ptr = torch.cat([self.n_atoms.new_zeros(1), self.n_atoms.cumsum(0)])
         self.start = self.ptr[:-1]
         self.thermal_speed = (self.kT[self.system].unsqueeze(-1) / self.masses).sqrt()
 
@@ -64,7 +64,7 @@ class State:
             ids=tensor(ids),
             numbers=tensor(structures.numbers),
             masses=tensor(atomic_masses[structures.numbers][:, None]),
-            counts=tensor(structures.n_atoms),
+            n_atoms=tensor(structures.n_atoms),
             cells=tensor(structures.cells),
             pbc=tensor(structures.pbc),
             kT=tensor(np.asarray(kT, np.float64)),
@@ -76,7 +76,7 @@ class State:
         )
 
     def __len__(self) -> int:
-        return len(self.counts)
+        return len(self.n_atoms)
 
     def select(self, keep: Tensor) -> Self:
         """Return the replicas of a mask (R,), bit for bit."""
