@@ -54,7 +54,8 @@ keys (all of them: uqbench {command} --cfg job):
 {keys}
 
 flags:
-  -m, --multirun        run every combination of comma-separated values
+  -m, --multirun        run every combination of comma-separated values; hydra/launcher= says where:
+                        local (one by one), joblib (on all cores at once), slurm
   --cfg job             print the config instead of running (also: hydra, all); --resolve fills in interpolations
   --package KEY         with --cfg, print only the part below KEY
   --config-dir DIR      take further config files from DIR
@@ -163,6 +164,7 @@ def open_hydra(command: str, config_dir: str | None) -> "Iterator[Hydra]":
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
     from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
     version.setbase("1.3")
@@ -172,6 +174,8 @@ def open_hydra(command: str, config_dir: str | None) -> "Iterator[Hydra]":
             raise ConfigError(f"--config-dir {config_dir}: no such folder")
         folder = f"file://{os.path.abspath(config_dir)}"
         search_path.prepend(provider="command-line", path=folder, anchor=SearchPathQuery(provider="schema"))
+    # A schema of the plugin's own under the name of our YAML: Hydra would merge the two and warn of doing so.
+    ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}).pop("joblib.yaml", None)
     GlobalHydra.instance().clear()
     try:
         yield Hydra.create_main_hydra2(task_name=command, config_search_path=search_path)

@@ -38,9 +38,14 @@ def explain(error: Exception) -> list[str]:
     """The lines that tell a person what went wrong; for an unexpected error also where its traceback is."""
     if isinstance(error, UqbenchError):
         return str(error).splitlines() or [type(error).__name__]
-    logs = getattr(error, "__notes__", [])  # a run directory notes where it has put the traceback
-    where = f"traceback in {logs[-1]}" if logs else f"{DEBUG_VARIABLE}=1 shows the traceback"
+    log = log_of(error)
+    where = f"traceback in {log}" if log else f"{DEBUG_VARIABLE}=1 shows the traceback"
     return [f"{type(error).__name__}: {' '.join(str(error).split())} ({where})"]
+
+
+def log_of(error: Exception) -> str | None:
+    """Path of the traceback, which a run directory has noted on the error."""
+    return next(reversed(getattr(error, "__notes__", [])), None)
 
 
 def run_job(cfg: "DictConfig") -> int:
@@ -52,16 +57,16 @@ def run_job(cfg: "DictConfig") -> int:
     sweeping = settings.mode == RunMode.MULTIRUN
     if sweeping:
         print(f"uqbench: job {settings.job.num}: {shlex.join(settings.overrides.task)}", file=sys.stderr)
-    code, reasons = INTERRUPTED, ["interrupted"]
+    code, reasons, log = INTERRUPTED, ["interrupted"], None
     try:
         with _sigterm_as_interrupt():
             importlib.import_module(f"uqbench.commands.{settings.job.config_name}").run(cfg)
         code, reasons = 0, []
     except Exception as error:
-        code, reasons = report(error), explain(error)
+        code, reasons, log = report(error), explain(error), log_of(error)
     finally:
         if sweeping:
-            record = {"overrides": list(settings.overrides.task), "exit_code": code, "reasons": reasons}
+            record = {"overrides": list(settings.overrides.task), "exit_code": code, "reasons": reasons, "log": log}
             Path(settings.sweep.dir, f"{settings.job.num}.json").write_text(json.dumps(record))
     return code
 
@@ -97,13 +102,14 @@ def run_sweep(hydra: "Hydra", command: str, overrides: Sequence[str], jobs: "Seq
             failure = " ".join(explain(error))
         records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     outcomes = {tuple(record["overrides"]): record for record in records}
-    lost = {"exit_code": 1, "reasons": [failure or "its process ended without a word"]}
+    lost = {"exit_code": 1, "reasons": [failure or "its process ended without a word"], "log": None}
     failed = [(job, outcome) for job in jobs if (outcome := outcomes.get(job.overrides, lost))["exit_code"] != 0]
     if failed:
         print(f"uqbench: error: {len(failed)} of {len(jobs)} jobs failed; repeated, only these run:", file=sys.stderr)
     for job, outcome in failed:
         for reason in outcome["reasons"]:
-            print(f"uqbench: error:   {shlex.join(job.overrides)}: {reason}", file=sys.stderr)
+            log = "" if outcome["log"] is None or outcome["log"] in reason else f" (log: {outcome['log']})"
+            print(f"uqbench: error:   {shlex.join(job.overrides)}: {reason}{log}", file=sys.stderr)
     if failure == "interrupted":
         return INTERRUPTED
     return 1 if failed or failure else 0

@@ -12,13 +12,18 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from uqbench.config import did_you_mean, flatten, nearest, validate
 from uqbench.errors import ConfigError
+
+LAUNCHER = "hydra/launcher"
+IN_PROCESS = ("local", "basic")
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Request:
         self.errors: list[str] = []
         self._composed: dict[tuple[str, ...], DictConfig] = {}
         parsed = [override for text in overrides if (override := self._parse(text))]
-        self.hydra = tuple(override.input_line for override in parsed if override.is_hydra_override())
+        self.hydra = tuple(override.input_line for override in parsed if self._is_for_hydra(override))
         self.base = self._compose(())
         self.groups = _groups(self.base)
         self._add_nested_groups(parsed)
@@ -122,6 +127,17 @@ class Request:
             return None
         return override
 
+    def _is_for_hydra(self, override: Override) -> bool:
+        """Whether Hydra itself shall see an override; what is wrong with it is noted."""
+        if not override.is_hydra_override():
+            return False
+        if override.is_sweep_override():
+            self.errors.append(f"{override.input_line}: holds for the whole sweep; give one value")
+            return False
+        if override.key_or_group == LAUNCHER and not self.multirun and override.value() not in IN_PROCESS:
+            self.errors.append(f"{override.input_line}: needs -m, also for a single job")
+        return True
+
     def _compose(self, choices: tuple[str, ...]) -> DictConfig:
         """Config of the command with the given group choices and no values set."""
         if choices not in self._composed:
@@ -142,6 +158,10 @@ class Request:
         for target in _targets(plugins):
             if not str(target).startswith(("hydra.", "hydra_plugins.")):
                 self.errors.append(f"hydra: '{target}' is not trusted; allowed: hydra.*, hydra_plugins.*")
+        known = {f"{plugin.__module__}.{plugin.__name__}" for plugin in Plugins.instance().discover(Launcher)}
+        if node.launcher._target_ not in known and self.multirun:
+            name = node.runtime.choices[LAUNCHER]
+            self.errors.append(f"{LAUNCHER}={name}: its plugin is not installed; pip install 'uqbench[cluster]'")
         for name in node.job.env_set:
             if name.startswith("UQBENCH_"):
                 self.errors.append(f"hydra.job.env_set.{name}: set it in the environment, not in a config")

@@ -286,6 +286,7 @@ def device_of(settings: Training) -> str:
 
 def _fabric(settings: Training) -> Fabric:
     from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments import LightningEnvironment
 
     several = settings.devices > 1
     return Fabric(
@@ -294,4 +295,6 @@ def _fabric(settings: Training) -> Fabric:
         # Spawned processes start at `_train` with the data in hand, instead of running the whole command again.
         strategy="ddp_spawn" if several and settings.strategy == "auto" else settings.strategy,
         precision="64-true" if settings.dtype == torch.float64 else "32-true",
+        # Processes are always started from here; on its own, Fabric expects srun to do so wherever there is SLURM.
+        plugins=[LightningEnvironment()],
     )

@@ -24,7 +24,7 @@ FILES = {
         from uqbench.rundir import RunDir
 
         class Skeleton(config.Skeleton):
-            action: Literal["pass", "refuse", "fail", "crash", "late", "wait", "stop", "vanish"]
+            action: Literal["pass", "refuse", "fail", "crash", "late", "wait", "stop", "vanish", "threads"]
 
         def run(cfg):
             if cfg.action == "crash":
@@ -48,6 +48,8 @@ FILES = {
                 if cfg.action == "stop":
                     os.kill(os.getpid(), signal.SIGTERM)
                     time.sleep(60)
+                if cfg.action == "threads":
+                    run.write_text("threads.txt", os.environ.get("OMP_NUM_THREADS", ""))
                 if cfg.action == "vanish":
                     os._exit(9)
                 if cfg.seed == 13:
@@ -100,6 +102,11 @@ FILES = {
         class Deep:
             def __init__(self, *, width: int, rate: float, depth: int, sizes: list[int]):
                 self.width, self.rate, self.depth, self.sizes = width, rate, depth, sizes
+    """,
+    # Seen by every Python process that a test starts, and by those that a launcher starts for it.
+    "sitecustomize.py": """
+        import pathlib, uqbench.commands
+        uqbench.commands.__path__.append(str(pathlib.Path(__file__).with_name("commands")))
     """,
     "hydra_plugins/process_launcher.py": '''
         """A Hydra launcher that runs every job in a process of its own."""
@@ -171,14 +178,10 @@ def uqbench_main(toys: Path, capsys: pytest.CaptureFixture) -> Callable[..., tup
 @pytest.fixture
 def start(toys: Path) -> Callable[..., subprocess.Popen]:
     """Start the program in a process of its own."""
-    script = (
-        f"import sys, uqbench.commands; uqbench.commands.__path__.append({str(toys / 'commands')!r});"
-        "from uqbench.cli import main; sys.exit(main())"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(toys)])}
 
     def run(command: str, *argv: str) -> subprocess.Popen:
-        line = [sys.executable, "-c", script, command, "--config-dir", str(toys / "conf"), *argv]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(toys)])}
+        line = [sys.executable, "-m", "uqbench", command, "--config-dir", str(toys / "conf"), *argv]
         pipe = subprocess.PIPE
         return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, env=environment)
 

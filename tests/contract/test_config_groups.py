@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from uqbench import config
@@ -15,6 +16,7 @@ from uqbench.overrides import Request
 
 CONF = Path(config.__file__).parents[1] / "conf"
 OPTIONS = [path for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in ("experiment", "hydra")]
+LAUNCHERS = sorted(CONF.glob("hydra/launcher/*.yaml"))
 EXPERIMENTS = sorted(CONF.glob("experiment/*.yaml"))
 
 
@@ -46,6 +48,18 @@ def test_option_lists_exactly_the_arguments_of_its_target(path):
         if node._target_.startswith("uqbench."):
             defaults = [name for name in keys if parameters[name].default is not inspect.Parameter.empty]
             assert defaults == [], "defaults belong in the YAML alone"
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=label)
+def test_launcher_lists_exactly_the_arguments_of_its_target(path):
+    with open_hydra("train", None) as hydra:
+        Request(hydra.config_loader, "train", [f"hydra/launcher={path.stem}"], multirun=True).jobs(skeleton_of("train"))
+        composed = hydra.compose_config("train", [f"hydra/launcher={path.stem}"], RunMode.MULTIRUN).hydra.launcher
+    assert dict(composed) == dict(OmegaConf.load(path)), "nothing but the YAML decides"
+    module, _, name = composed._target_.rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), name).__init__).parameters
+    assert set(composed) - {"_target_"} == set(parameters) - {"self"}
+    assert all(parameter.default is inspect.Parameter.empty for parameter in parameters.values())
 
 
 def skeleton_of(command: str) -> type:
