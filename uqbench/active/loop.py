@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from ase import Atoms
 from ase.geometry import find_mic
+from scipy.spatial.transform import Rotation
 
 from uqbench.active.base import Acquisition, Proposals
 from uqbench.active.displacement import random_displacements
@@ -24,6 +26,8 @@ from uqbench.datasets.arrays import PACKED, SPLIT, pack, read_npz
 from uqbench.datasets.base import Dataset
 from uqbench.errors import ConfigError, DataError
 from uqbench.evaluation import Rows, Trained
+from uqbench.figures import proposals as figures
+from uqbench.figures.canvas import render
 from uqbench.oracles.base import Labels, Oracle
 from uqbench.predictions import predict
 from uqbench.rundir import RunDir
@@ -60,8 +64,9 @@ class Loop:
     """One run of active learning, which goes on after any interruption from the last finished step.
 
     The run keeps, for each generation k, `data_<k>.npz` (frames and splits, as `dataset=packed` reads them),
-    `proposals_<k>.extxyz` (all of them), `selection_<k>.csv` (their fate) and `labels_<k>.csv` (what the model said of
-    the labelled ones, and what the oracle), and the journal.
+    `proposals_<k>.extxyz` (all of them), `history_<k>.parquet` (how they got there), `proposals_<k>.png` and
+    `climb_<k>.png`, `selection_<k>.csv` (their fate) and `labels_<k>.csv` (what the model said of the labelled ones,
+    and what the oracle), and the journal.
 
     Args:
         generations: trainings; there is one round of proposals less.
@@ -151,8 +156,12 @@ class Loop:
                 proposals, training, self.batch, lambda s: structure_latents(method, s, BATCH)
             )
             self.run.write_csv(f"selection_{generation}.csv", chosen.table)
-            facts = self._against_random(proposals, training, trained, seed) | {"counts": chosen.counts}
-            return _extxyz(proposals), facts | {"chosen": chosen.indices.tolist()}
+            if not len(chosen.indices):
+                fates = ", ".join(f"{count} {fate}" for fate, count in chosen.counts.items() if count)
+                log.warning("generation %d: none of the proposals is fit to be labelled: %s", generation, fates)
+            self.run.write_parquet(f"history_{generation}.parquet", proposals.history)
+            facts = self._against_random(generation, proposals, training, trained, seed)
+            return _extxyz(proposals), facts | {"counts": chosen.counts, "chosen": chosen.indices.tolist()}
 
         proposed = self.journal.once(generation, "propose", f"proposals_{generation}.extxyz", propose)
         everything = ase.io.read(self.run.path / proposed["file"], ":")
@@ -190,14 +199,24 @@ class Loop:
         return float(np.sqrt(np.average(square, weights=new.n_atoms)))
 
     def _against_random(
-        self, proposals: Proposals, training: Structures, trained: Trained, seed: int
+        self, generation: int, proposals: Proposals, training: Structures, trained: Trained, seed: int
     ) -> dict[str, float]:
-        """Mean scores of seeds, proposals, and random displacements of the same seeds by the same lengths."""
+        """Mean scores of seeds, proposals, and random displacements of the same seeds by the same lengths; figures."""
         seeds = training[proposals.frames]
         lengths = displacements(seeds, proposals.structures)
         control, _ = random_displacements(training, proposals.frames, lengths, seed)
         uncertainty = getattr(self.acquisition, "uncertainty", "mean")
-        before, random = (score_and_energy(trained.method, s, uncertainty, BATCH)[0] for s in (seeds, control))
+        (before, low), (random, high) = (
+            score_and_energy(trained.method, s, uncertainty, BATCH) for s in (seeds, control)
+        )
+        groups = {
+            "seeds": (before, low / seeds.n_atoms),
+            "random, as far away": (random, high / seeds.n_atoms),
+            "proposals": (proposals.score, proposals.energy / seeds.n_atoms),
+        }
+        drawings = figures.drawings(groups, proposals.history, trained.method.score_scale, f"generation {generation}")
+        for name, content in render(drawings).items():
+            self.run.write_bytes(f"{name}_{generation}.png", content)
         fine = np.isfinite(proposals.score) & np.isfinite(random)
         if not fine.any():
             return dict.fromkeys(("score_seeds", "score_proposals", "score_random", "above_random", "displacement"))
@@ -214,7 +233,7 @@ class Loop:
     ) -> tuple[Structures, Splits]:
         """Append the new frames; the test frames of the first generation stay those of all."""
         if new is None:
-            log.warning("generation %d: nothing was labelled; the next one has the same frames", generation)
+            log.warning("generation %d: nothing was labelled, the next one has the same frames", generation)
             return structures, splits
         order = numpy_generator(self.seed, "new frames", generation).permutation(len(new)) + len(structures)
         held = round(self.validation_share * len(new))
@@ -233,12 +252,25 @@ def unpack(path: Path) -> tuple[Structures, Splits]:
 
 
 def displacements(seeds: Structures, moved: Structures) -> np.ndarray:
-    """Root mean square displacement over the atoms of each structure (S,), Å, by the nearest images."""
+    """Root mean square displacement over the atoms of each structure (S,), Å.
+
+    A molecule is first laid over its seed as a whole: in a simulation it drifts and turns without getting any newer. In
+    a periodic system the nearest images count.
+    """
     found = []
     for s, (a, b) in enumerate(zip(seeds.ptr, seeds.ptr[1:], strict=False)):
-        delta = moved.positions[a:b] - seeds.positions[a:b]
+        before, after = seeds.positions[a:b], moved.positions[a:b]
         if seeds.pbc[s].any():
-            delta, _ = find_mic(delta, seeds.cells[s], seeds.pbc[s])
+            delta, _ = find_mic(after - before, seeds.cells[s], seeds.pbc[s])
+        elif b - a == 1:
+            delta = np.zeros((1, 3))
+        else:
+            before, after = before - before.mean(axis=0), after - after.mean(axis=0)
+            with warnings.catch_warnings():
+                # Two atoms, or all on a line, leave an angle open, which changes no distance.
+                warnings.filterwarnings("ignore", "Optimal rotation is not uniquely", UserWarning)
+                rotation, _ = Rotation.align_vectors(before, after)
+            delta = rotation.apply(after) - before
         found.append(np.sqrt((delta**2).sum(axis=1).mean()))
     return np.array(found)
 

@@ -86,6 +86,7 @@ def _generation(
     from uqbench.commands.train import train_run
     from uqbench.evaluation import Calibration, Trained
     from uqbench.model import load_method
+    from uqbench.results.twins import adopt, find_evaluation, find_twin
     from uqbench.rundir import RunDir
     from uqbench.training import device_of
 
@@ -96,7 +97,10 @@ def _generation(
     dataset = {"_target_": "uqbench.datasets.packed.Packed", **data, "subset": labels["subset"]}
     own = OmegaConf.create({"command": "train", "data_root": None, **settings, "dataset": dataset})
     with RunDir(opened.path / f"generation_{generation}", own, "train") as trained_run:
-        if not trained_run.done:
+        twin = None if trained_run.done else find_twin(trained_run, opened.path / data_name)
+        if twin is not None:
+            adopt(trained_run, twin, generation)
+        elif not trained_run.done:
             train_run(trained_run, own, config.build(own.dataset), labels, generation)
         rows = _rows(trained_run, "test")
         device = device_of(config.build(own.training))
@@ -105,7 +109,10 @@ def _generation(
         chosen = _frames(structures, splits, name, wanted.split)
         identity = OmegaConf.create({"command": "evaluate", "seed": cfg.seed, "name": name, **wanted})
         with RunDir(opened.path / f"generation_{generation}_{name}", identity, "evaluate") as evaluated:
-            if not evaluated.done:
+            twin = None if evaluated.done else find_evaluation(evaluated, trained_run, name)
+            if twin is not None:
+                adopt(evaluated, twin, generation)
+            elif not evaluated.done:
                 _evaluate(evaluated, wanted, trained, chosen, labels, generation, name)
             rows += _rows(evaluated, name)
     return trained, rows
