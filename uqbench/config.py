@@ -279,8 +279,11 @@ def digest(cfg: DictConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return what the digest covers as plain values by dotted name; lists are values. Raises ConfigError."""
+def settings(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    """Return what the digest covers as plain values by dotted name; lists are values. Raises ConfigError.
+
+    cfg: a config, or the plain content of one that is resolved, such as config.yaml of a run.
+    """
 
     def leaves(node: dict, path: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
@@ -289,7 +292,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
             else:
                 yield f"{path}{key}", value
 
-    return dict(leaves(_canonical(_plain(cfg), ""), ""))
+    return dict(leaves(_canonical(cfg if isinstance(cfg, dict) else _plain(cfg), ""), ""))
 
 
 def _plain(cfg: DictConfig) -> Any:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uqbench.results.statistics import Values, difference, estimate
+from uqbench.results.statistics import Estimate, Values, difference, estimate, share, share_difference
 
 
 def runs(values, samples=None, frames=None):
@@ -77,3 +77,49 @@ def test_the_interval_holds_the_truth_in_95_of_100_studies(seeds):
         hits += found.low < 7.0 < found.high
     # Welch and Satterthwaite's approximation errs a little to the safe side for two seeds.
     assert 0.935 <= hits / studies <= 0.985
+
+
+def test_a_share_of_alike_runs_is_at_most_as_sure_as_one_of_independent_trials():
+    counts, trials = [18, 17, 19, 18, 18, 17], [20] * 6
+    found = share(counts, trials)
+    exact = stats.binomtest(sum(counts), sum(trials)).proportion_ci(0.95, method="exact")
+    assert found.mean == pytest.approx(107 / 120)
+    assert found.low < exact.low and found.high > exact.high
+    single = share([18], [20])
+    exact = stats.binomtest(18, 20).proportion_ci(0.95, method="exact")
+    assert (single.low, single.high) == pytest.approx((exact.low, exact.high))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_shares_hold_the_truth_although_trials_of_a_run_are_alike(spread):
+    """Runs whose own probabilities differ: a plain binomial interval would fail."""
+    rng, hits, plain, studies = np.random.default_rng(0), 0, 0, 400
+    sides = np.array([0.6 - 0.3 * spread, 0.6 + 0.3 * spread])
+    for _ in range(studies):
+        counts = rng.binomial(50, rng.choice(sides, size=6))
+        found = share(counts, [50] * 6)
+        exact = stats.binomtest(int(counts.sum()), 300).proportion_ci(0.95, method="exact")
+        hits += found.low <= 0.6 <= found.high
+        plain += exact.low <= 0.6 <= exact.high
+    assert hits / studies >= 0.93
+    assert spread == 0.0 or plain / studies < 0.6
+
+
+def test_differences_of_shares_are_newcombes():
+    """His example (b): 9/10 against 3/10, with Wilson intervals."""
+    wilson = [stats.binomtest(k, 10).proportion_ci(0.95, method="wilson") for k in (9, 3)]
+    one, other = (Estimate(k / 10, ci.low, ci.high, 1, 0.0) for k, ci in zip((9, 3), wilson, strict=True))
+    found = share_difference(one, other)
+    assert (found.low, found.high) == pytest.approx((0.1705, 0.8090), abs=2e-4)
+
+
+def test_a_single_run_is_given_the_chance_of_the_seeds_of_the_other_method():
+    found = difference(still([3.0]), still([1.0, 1.2, 1.4]))
+    variance = 0.04
+    assert found.mean == pytest.approx(1.8)
+    reach = (found.high - found.low) / 2
+    assert reach > stats.t.ppf(0.975, 4) * np.sqrt(variance + variance / 3) * 0.99
+
+
+def test_equal_values_of_a_few_runs_are_no_proof_of_certainty():
+    assert np.isnan(estimate(runs([4.0, 4.0])).low)

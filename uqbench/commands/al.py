@@ -52,9 +52,9 @@ def run(cfg: DictConfig) -> None:
 def _learn(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, Any]) -> None:
     from uqbench import config
     from uqbench.results.learning import figures
-    from uqbench.results.runs import METRICS, title_of, write_metrics
+    from uqbench.results.runs import METRICS, choices, title_of, write_metrics
 
-    opened.update(labels=labels)
+    opened.update(labels=labels, choices=choices())
     with config.build(cfg.oracle) as oracle:
         parts = {"acquisition": config.build(cfg.acquisition), "selection": config.build(cfg.selection)}
         loop = config.build(cfg.al, run=opened, oracle=oracle, seed=cfg.seed, **parts)
@@ -140,9 +140,9 @@ def _evaluate(
     name: str,
 ) -> None:
     from uqbench import config
-    from uqbench.results.runs import title_of, write_metrics
+    from uqbench.results.runs import choices, title_of, write_metrics
 
-    opened.update(labels=labels, data_sha256=chosen.sha256())
+    opened.update(labels=labels, choices=choices(), data_sha256=chosen.sha256())
     with opened.stage("evaluate"):
         title = f"{title_of(labels, name)}, generation {generation}"
         rows = config.build(wanted.evaluation).evaluate(opened, trained, chosen, split=wanted.split, title=title)

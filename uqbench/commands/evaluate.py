@@ -64,7 +64,7 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     from uqbench.allocator import tune
     from uqbench.evaluation import Calibration, Trained
     from uqbench.model import load_method
-    from uqbench.results.runs import title_of, write_metrics
+    from uqbench.results.runs import choices, title_of, write_metrics
     from uqbench.training import device_of
 
     tune()
@@ -73,6 +73,7 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     chosen = _choose(source, dataset, cfg.split, own_data)
     opened.update(device=device, labels=labels, data_sha256=chosen.sha256())
     opened.update(source=str(source.path), source_settings=config.settings(source.config))
+    opened.update(choices=choices(source.info.get("choices")))
     trained = Trained(load_method(source), Calibration.load(source), device)
     with opened.stage("evaluate"):
         title = title_of(labels, cfg.split)

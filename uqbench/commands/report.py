@@ -36,6 +36,8 @@ def run(cfg: DictConfig) -> None:
     write_report(folder, collected, comparison)
     for problem in collected.problems:
         print(f"left out: {problem}")
+    for problem in comparison.problems:
+        print(f"damaged: {problem}")
     for gap in comparison.gaps:
         print(f"missing: {gap}")
     print(f"{collected.rows['path'].nunique()} runs: {folder / REPORT}")

@@ -51,7 +51,7 @@ def train_run(
     from uqbench.evaluation import Metrics, Trained, cost_rows
     from uqbench.model import build_method, n_parameters
     from uqbench.potential import Normalisation
-    from uqbench.results.runs import title_of, write_metrics
+    from uqbench.results.runs import choices, title_of, write_metrics
     from uqbench.training import device_of, train
 
     tune()
@@ -63,7 +63,7 @@ def train_run(
     device = device_of(settings)
     structures, splits = _load(opened, dataset)
     parts = {name: structures[frames] for name, frames in splits.items()}
-    opened.update(device=device, labels=labels)
+    opened.update(device=device, labels=labels, choices=choices())
 
     method = build_method(cfg, Normalisation.fit(parts["train"]))
     with opened.stage("train"):

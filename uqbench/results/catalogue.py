@@ -31,13 +31,43 @@ MAIN = (
     ("cost", "training_time", "training"),
     ("cost", "inference_time", "inference"),
 )
-HIGH_IS_GOOD = ("spearman", "roc_auc")
-# Metrics that say how an interval or distribution looks, not how good it is.
-NEUTRAL = ("sharpness", "dispersion", "width", "parameters")
+# Of active learning and simulations, in the order of a report; `population` of several rows is named beside.
+LEARNING = (
+    ("forces", "mae", "force MAE"),
+    ("energy", "mae", "energy MAE"),
+    ("forces", "spearman", "Spearman ρ"),
+    ("forces", "roc_auc_80", "ROC-AUC, worst 20 %"),
+    ("forces", "cnll", "NLL, calibrated"),
+    ("neb", "barrier_error", "barrier error, signed"),
+    ("neb", "barrier_abs_error", "barrier error, absolute"),
+    ("neb", "converged", "share of paths converged"),
+    ("md", "survival", "share of replicas that survive"),
+    ("md", "restricted_mean_survival_time", "mean survival time"),
+    ("acquisition", "score_seeds", "score of the seeds"),
+    ("acquisition", "score_random", "score, random of equal length"),
+    ("acquisition", "score_proposals", "score of the proposals"),
+    ("acquisition", "above_random", "share of proposals above random"),
+    ("acquisition", "displacement", "displacement of the proposals"),
+    ("acquisition", "labelled", "proposals labelled"),
+    ("acquisition", "force_rmse", "force RMSE on labelled proposals"),
+)
+HIGH_IS_GOOD = ("spearman", "roc_auc", "survival", "restricted_mean_survival_time", "warning_auc")
+# Metrics that say how an interval or distribution looks, or what was done, not how good it is.
+NEUTRAL = (
+    *("sharpness", "dispersion", "width", "parameters", "score_", "above_random", "labelled", "count_", "displacement"),
+    *("converged", "fmax", "saddle_", "single_point_barrier", "mean_temperature", "median_force_std", "force_std_rise"),
+    "force_rmse",  # of the proposals of a run, which are its own
+)
+# Signed distances from a reference, judged by their size.
+SIGNED = ("barrier_error", "reverse_barrier_error", "energy_drift")
+VALUES_OF = ("barrier", "barrier_reference", "reverse_barrier", "reverse_barrier_reference")
+# Shares of a number of trials, whose intervals are binomial.
+SHARES = (("md", "survival"),)
 
 # Values between which a metric must lie, by the beginning of its name; the others have no end or begin at zero.
-UNBOUNDED = ("nll", "cnll")
+UNBOUNDED = ("nll", "cnll", "score_", "barrier_error", "reverse_barrier_error", "energy_drift")
 BOUNDS = {"spearman": (-1.0, 1.0), "roc_auc": (0.0, 1.0), "miscalibration_area": (0.0, 0.5), "coverage": (0.0, 1.0)}
+BOUNDS |= dict.fromkeys(("survival", "above_random", "converged", "warning_auc"), (0.0, 1.0))
 BOUNDS |= {"conformal_coverage": (0.0, 1.0)} | dict.fromkeys(UNBOUNDED, (-np.inf, np.inf))
 
 
@@ -55,8 +85,10 @@ def badness(metric: str, values: ArrayLike) -> NDArray[np.float64] | None:
     """
     values = np.asarray(values, dtype=np.float64)
     base = metric.removeprefix(CALIBRATED)
-    if base.startswith(NEUTRAL):
+    if base.startswith(NEUTRAL) or base in VALUES_OF:
         return None
+    if base in SIGNED:
+        return np.abs(values)
     if base.startswith(HIGH_IS_GOOD):
         return -values
     if base == "zms":

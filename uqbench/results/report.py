@@ -13,6 +13,9 @@ from uqbench.files import atomic_write
 from uqbench.results.catalogue import HIGH_IS_GOOD, MAIN
 from uqbench.results.collect import Collected
 from uqbench.results.comparison import METHOD, PLACE, Comparison
+from uqbench.results.generations import sections
+from uqbench.results.markdown import NOTHING, difference, estimate, name, slug, table, with_unit
+from uqbench.results.reading import OUTER
 from uqbench.results.tables import number
 
 DRAWN = (
@@ -33,18 +36,22 @@ def write_report(folder: Path, collected: Collected, comparison: Comparison) -> 
         SUMMARY: comparison.summary.drop(columns="values").to_csv(index=False).encode(),
         DIFFERENCES: comparison.differences.to_csv(index=False).encode(),
     }
-    sections = []
-    for title, name, place in places(comparison.summary):
-        figure = f"methods_{name}.png"
+    found, problems = [], []
+    for title, file, place in places(comparison.summary):
+        figure = f"methods_{file}.png"
         content[figure] = draw(place, title)
         differences = comparison.differences
         if len(differences):
             differences = differences.merge(place[PLACE].drop_duplicates(), on=PLACE)
-        sections.append(section(title, place, differences, figure))
-    content[REPORT] = ("\n".join([*opening(collected, comparison), *sections])).encode()
+        found.append(section(title, place, differences, figure))
+    for learning in sections(collected, comparison):
+        found += learning.lines
+        content |= learning.figures
+        problems += learning.problems
+    content[REPORT] = ("\n".join([*opening(collected, comparison, problems), *found])).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in content.items():
-        with atomic_write(folder / name) as temporary:
+    for file, data in content.items():
+        with atomic_write(folder / file) as temporary:
             temporary.write_bytes(data)
     with atomic_write(folder / RUNS) as temporary:
         collected.rows.to_parquet(temporary, index=False)
@@ -52,19 +59,20 @@ def write_report(folder: Path, collected: Collected, comparison: Comparison) -> 
 
 
 def places(summary: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Yield title, file name and rows of each place where methods were run."""
-    for values, rows in summary.groupby(PLACE, sort=False, dropna=False):
+    """Yield title, file name and rows of each place where methods were run, but not of active learning."""
+    for values, rows in summary[summary["command"] != OUTER].groupby(PLACE, sort=False, dropna=False):
         parts = [str(value) for value in values if not pd.isna(value)]
-        yield ", ".join(parts[1:]), "-".join(parts), rows
+        yield ", ".join(parts[1:]), slug("-".join(parts)), rows
 
 
-def opening(collected: Collected, comparison: Comparison) -> list[str]:
+def opening(collected: Collected, comparison: Comparison, problems: list[str]) -> list[str]:
     """Return what was read and what was not, as lines of Markdown."""
     runs = collected.rows["path"].nunique()
     lines = ["# Comparison of uncertainty methods", "", f"{runs} finished runs."]
-    for heading, problems in (("Left out", collected.problems), ("Missing", comparison.gaps)):
-        if problems:
-            lines += ["", f"**{heading}**", "", *(f"- {problem}" for problem in problems)]
+    damaged = comparison.problems + problems
+    for heading, found in (("Left out", collected.problems), ("Damaged", damaged), ("Missing", comparison.gaps)):
+        if found:
+            lines += ["", f"**{heading}**", "", *(f"- {line}" for line in found)]
     lines += [
         "",
         "Means over runs with 95 % intervals, which cover the structures scored (bootstrap) and the seeds (Welch and",
@@ -80,27 +88,28 @@ def section(title: str, rows: pd.DataFrame, differences: pd.DataFrame, figure: s
     methods = list(dict.fromkeys(map(tuple, rows[METHOD].to_numpy())))
     runs = rows.groupby(METHOD)["runs"].max()
     head = [f"{name(method)} ({runs[method]})" for method in methods]
-    lines = [f"## {title}", "", f"![methods]({figure})", ""]
-    lines += [_row(["metric (runs)", *head]), _row(["---"] * (len(head) + 1))]
+    lines = [f"## {title}", "", f"![methods]({figure})"]
+    cells = []
     for target, metric, label in MAIN:
         chosen = _chosen(rows, target, metric)
         if len(chosen):
             unit = chosen["unit"].iloc[0]
-            cells = [_cell(_of(chosen, method)) for method in methods]
-            lines.append(_row([label + (f", {unit}" if unit != "1" else ""), *cells]))
+            cells.append([with_unit(label, unit), *(_cell(_of(chosen, method)) for method in methods)])
+    lines += table(["metric (runs)", *head], cells)
     if len(differences):
         against = differences["against"].iloc[0]
-        others = [method for method in methods if method != (against, "")]
+        compared = set(map(tuple, differences[METHOD].to_numpy()))
+        others = [method for method in methods if method in compared]
         lines += [
-            "",
             f"Paired difference to {against} (negative: the method has the smaller value); **bold** where the",
         ]
-        lines += ["interval leaves out zero:", ""]
-        lines += [_row(["metric", *map(name, others)]), _row(["---"] * (len(others) + 1))]
+        lines += ["interval leaves out zero:"]
+        cells = []
         for target, metric, label in MAIN:
             chosen = _chosen(differences, target, metric)
             if len(chosen):
-                lines.append(_row([label, *(_difference(_of(chosen, method)) for method in others)]))
+                cells.append([label, *(difference(_of(chosen, method)) for method in others)])
+        lines += table(["metric", *map(name, others)], cells)
     return "\n".join([*lines, ""])
 
 
@@ -124,12 +133,6 @@ def draw(rows: pd.DataFrame, title: str) -> bytes:
     return methods_figure([name(method) for method in methods], panels, title=title)
 
 
-def name(method: tuple[str, str]) -> str:
-    """Name of a method with the settings that tell it from others of its name."""
-    uq, variant = method
-    return f"{uq} ({variant})" if variant else uq
-
-
 def _chosen(rows: pd.DataFrame, target: str, metric: str) -> pd.DataFrame:
     return rows[(rows["target"] == target) & (rows["metric"] == metric) & rows["population"].isin(["all", "run"])]
 
@@ -141,20 +144,6 @@ def _of(rows: pd.DataFrame, method: tuple[str, str]) -> pd.Series | None:
 
 def _cell(row: pd.Series | None) -> str:
     if row is None or np.isnan(row["mean"]):
-        return "–"
-    text = f"**{number(row['mean'])}**" if row["best"] else number(row["mean"])
-    if not np.isnan(row["ci_low"]):
-        text += f" ({number(row['ci_low'])} … {number(row['ci_high'])})"
+        return NOTHING
+    text = estimate(row, bold=row["best"])
     return text if np.isnan(row["ideal"]) else f"{text} [{number(row['ideal'])}]"
-
-
-def _difference(row: pd.Series | None) -> str:
-    if row is None or np.isnan(row["mean"]):
-        return "–"
-    sure = row["ci_low"] > 0 or row["ci_high"] < 0
-    text = f"**{number(row['mean'])}**" if sure else number(row["mean"])
-    return text if np.isnan(row["ci_low"]) else f"{text} ({number(row['ci_low'])} … {number(row['ci_high'])})"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -25,6 +25,19 @@ def write_metrics(
     opened.write_csv(METRICS, metric_frame({**identity, **row} for row in rows))
 
 
+def choices(source: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the option that was chosen of each group of the config, for run.json; reports name runs by them.
+
+    source: choices of the run whose model is used, where that is another one; they hold where nothing was chosen.
+    Empty without Hydra, as when a program calls a command.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    found = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+    own = {str(group): str(option) for group, option in found.items() if option and not group.startswith("hydra/")}
+    return {**(source or {}), **own}
+
+
 def title_of(labels: Mapping[str, Any], split: str) -> str:
     """Name a run and a split in one line, for its figures; labels as in `write_metrics`."""
     place = [str(labels[name]) for name in ("dataset", "subset", "backbone", "uq") if labels[name]]

@@ -1,0 +1,239 @@
+"""Active learning in a report: metrics by generation, what acquisitions did, survival before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from uqbench.figures.curves import Curve, CurvePanel, curves_figure
+from uqbench.figures.survivals import Replicas, survivals_figure
+from uqbench.results import markdown
+from uqbench.results.catalogue import HIGH_IS_GOOD, LEARNING, NEUTRAL, SIGNED
+from uqbench.results.collect import Collected
+from uqbench.results.comparison import METHOD, Comparison
+from uqbench.results.markdown import name, slug, with_unit
+from uqbench.results.reading import ACQUISITION, OUTER
+
+HERE = ["dataset", "subset", "backbone", "setting"]  # where methods are compared, over all splits and generations
+REPLICAS = "md_replicas.csv"
+ALL = ("all", "run")  # populations that need not be named
+Metric = tuple[str, str, str, str]
+"""Target, metric, population, label."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Section:
+    """A part of a report: lines of Markdown, figures by file name, and what could not be used."""
+
+    lines: list[str]
+    figures: dict[str, bytes]
+    problems: list[str]
+
+
+def sections(collected: Collected, comparison: Comparison) -> Iterator[Section]:
+    """Yield one section for each data set, backbone and oracle of active learning."""
+    learned = comparison.summary[comparison.summary["command"] == OUTER]
+    for place, rows in learned.groupby(HERE, sort=False, dropna=False):
+        parts = [str(part) for part in place if not pd.isna(part)]
+        within = [_here(table, rows) for table in (comparison.differences, comparison.acquisitions, collected.rows)]
+        yield _section(", ".join(parts), slug("-".join(parts)), rows, *within)
+
+
+def _section(
+    title: str, file: str, rows: pd.DataFrame, differences: pd.DataFrame, acquisitions: pd.DataFrame, raw: pd.DataFrame
+) -> Section:
+    whole = f"Active learning: {title}"
+    figures = {f"learning_{file}.png": curves_figure(_panels(rows), xlabel="generation", title=whole)}
+    survival, problems = _survival(raw, title)
+    figures |= {f"survival_{slug(split)}_{file}.png": png for split, png in survival.items()}
+    runs = raw.groupby(METHOD, sort=False)["path"].nunique()
+    counted = ", ".join(f"{name(method)} {count}" for method, count in runs.items())
+    lines = [f"## {whole}", "", f"Runs: {counted}.", ""]
+    lines += [f"![{path.rpartition('.')[0]}]({path})\n" for path in figures]
+    for heading, chosen, note in _groups(rows):
+        lines += [f"### {heading}", "", *note, *_by_generation(chosen)]
+    if len(acquisitions):
+        lines += _against_acquisitions(_last(acquisitions))
+    if len(differences):
+        lines += _against_method(_last(differences))
+    return Section(lines, figures, problems)
+
+
+def _groups(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, list[str]]]:
+    """Yield heading, rows and a remark for each group of metrics."""
+    for split, found in rows[rows["target"].isin(["forces", "energy"])].groupby("split", sort=False):
+        yield f"Errors and uncertainties: {split}", found, []
+    remark = "Model minus oracle; the absolute error does not let errors of different sign cancel between seeds."
+    for (split, population), found in rows[rows["target"] == "neb"].groupby(["split", "population"], sort=False):
+        yield f"Barrier: {population} ({split})", found, [remark]
+    remark = [
+        "Share of the replicas of all runs that end sound, with a binomial interval in which runs count as clusters",
+        "(Korn and Graubard); of a single run, the interval of this run. Mean survival time up to the end of the",
+        "simulations, mean over runs.",
+    ]
+    for split, found in rows[rows["target"] == "md"].groupby("split", sort=False):
+        yield f"Molecular dynamics: {split}", found, remark
+    found = rows[rows["target"] == ACQUISITION]
+    if len(found):
+        yield "Acquisition", found, ["Scores are in the unit of the method: compare within a row, not between methods."]
+
+
+def _by_generation(rows: pd.DataFrame) -> list[str]:
+    generations = sorted(rows["generation"].unique())
+    head = ["metric", "method", *(f"generation {int(g)}" for g in generations)]
+    cells = []
+    for metric, found in _metrics(rows):
+        for number, (method, own) in enumerate(found.groupby(METHOD, sort=False)):
+            by = {row["generation"]: row for _, row in own.iterrows()}
+            label = with_unit(metric[3], own["unit"].iloc[0]) if number == 0 else ""
+            values = [by.get(generation) for generation in generations]
+            cells.append([label, name(method), *(markdown.estimate(row, bold=_best(row)) for row in values)])
+    return markdown.table(head, cells)
+
+
+def _best(row: pd.Series | None) -> bool:
+    return row is not None and bool(row["best"])
+
+
+def _metrics(rows: pd.DataFrame) -> Iterator[tuple[Metric, pd.DataFrame]]:
+    """Yield the metrics of a report that are there, one by one, with their rows."""
+    for target, metric, label in LEARNING:
+        chosen = rows[(rows["target"] == target) & (rows["metric"] == metric)]
+        for population, found in chosen.groupby("population", sort=False):
+            if target in ("forces", "energy") and population not in ALL:
+                continue
+            plain = population in ALL or target == "neb"
+            where = "" if plain else f", {str(population).removeprefix('temperature=')}"
+            yield (target, metric, str(population), label + where), found
+
+
+def _last(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each split and target, the rows of the last generation that has any."""
+    latest = rows.groupby(["split", "target"])["generation"].transform("max")
+    return rows[rows["generation"] == latest]
+
+
+def _against_acquisitions(rows: pd.DataFrame) -> list[str]:
+    others = list(dict.fromkeys(rows["against"]))
+    sides = [f"{rows['acquisition'].iloc[0]} − {other}" for other in others]
+    lines = [
+        "### What the acquisition changes",
+        "",
+        "Difference at the last generation between runs of the same method and seed, which begin alike. **Bold**: the",
+        "interval leaves out zero; not of one seed alone, which shows the chance of the structures only.",
+    ]
+    cells = []
+    for (split, metric), found in _by_split(rows[~rows["metric"].str.startswith("score_")]):
+        for number, (method, own) in enumerate(found.groupby(["uq", "unacquired"], sort=False)):
+            by = own.drop_duplicates("against").set_index("against")
+            label = "" if number else f"{split}: {with_unit(metric[3], own['unit'].iloc[0])}"
+            values = [by.loc[other] if other in by.index else None for other in others]
+            cells.append([label, name(method), *map(markdown.difference, values)])
+    return lines + markdown.table(["metric", "method", *sides], cells)
+
+
+def _against_method(rows: pd.DataFrame) -> list[str]:
+    against = rows["against"].iloc[0]
+    lines = [
+        f"### Methods against {against}",
+        "",
+        "Difference at the last generation, under the same acquisition where there are several, paired over the",
+        "structures. **Bold**: the interval leaves out zero; not where a method has one run.",
+    ]
+    cells = []
+    for (split, metric), found in _by_split(rows[rows["target"] != ACQUISITION]):
+        for number, (_, row) in enumerate(found.iterrows()):
+            label = "" if number else f"{split}: {with_unit(metric[3], row['unit'])}"
+            cells.append([label, name(tuple(row[METHOD])), markdown.difference(row)])
+    return lines + markdown.table(["metric", "method", f"method − {against}"], cells)
+
+
+def _by_split(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, Metric], pd.DataFrame]]:
+    for split, found in rows.groupby("split", sort=False):
+        for metric, own in _metrics(found):
+            yield ("proposals" if metric[0] == ACQUISITION else str(split), metric), own
+
+
+def _panels(rows: pd.DataFrame) -> list[CurvePanel]:
+    panels = []
+    last = rows["target"].isin([ACQUISITION])
+    for (split, (_, metric, _, label)), found in _by_split(pd.concat([rows[~last], rows[last].assign(split="~")])):
+        if metric in ("barrier_abs_error", "converged", "labelled", "displacement", "restricted_mean_survival_time"):
+            continue
+        if metric.startswith("score_"):
+            continue  # of the methods' own units
+        curves = []
+        for _, own in found.groupby(METHOD, sort=False):
+            own = own.sort_values("generation")
+            first = own.iloc[0]
+            x, mean, low, high = (own[key].to_numpy(float) for key in ("generation", "mean", "ci_low", "ci_high"))
+            curves.append(Curve(name((first["uq"], first["unacquired"])), first["acquisition"], x, mean, low, high))
+        unit = found["unit"].iloc[0]
+        panels.append(CurvePanel(f"{label}\n({split})", "" if unit == "1" else unit, _good(metric), curves))
+    return panels
+
+
+def _good(metric: str) -> str:
+    if metric in SIGNED:
+        return "zero is best"
+    if metric.startswith(NEUTRAL):
+        return ""
+    return "higher is better" if metric.startswith(HIGH_IS_GOOD) else "lower is better"
+
+
+def _survival(rows: pd.DataFrame, title: str) -> tuple[dict[str, bytes], list[str]]:
+    """Draw the survival of the first and the last generation for each evaluation that simulated."""
+    figures, problems = {}, []
+    simulated = rows[(rows["target"] == "md") & (rows["metric"] == "survival")].drop_duplicates(["source"])
+    for split, found in simulated.groupby("split", sort=False):
+        panels = []
+        for method, own in found.groupby(METHOD, sort=False):
+            ends = sorted({own["generation"].min(), own["generation"].max()})
+            replicas = []
+            for generation in ends:
+                tables = [_fates(path, problems) for path in own.loc[own["generation"] == generation, "source"]]
+                tables = [table for table in tables if table is not None]
+                if tables:
+                    replicas += _replicas(pd.concat(tables), int(generation), last=generation == ends[-1])
+            if replicas:
+                panels.append((name(method), replicas))
+        if panels:
+            figures[str(split)] = survivals_figure(panels, title=f"Survival in molecular dynamics: {title}")
+    return figures, problems
+
+
+def _fates(source: str, problems: list[str]) -> pd.DataFrame | None:
+    path = Path(source, REPLICAS)
+    try:
+        return pd.read_csv(path)[["temperature", "time_ps", "exploded"]].assign(run=source)
+    except (OSError, ValueError, KeyError) as error:
+        problems.append(f"{path}: missing or damaged ({str(error).splitlines()[0]}); its replicas are not drawn")
+        return None
+
+
+def _replicas(fates: pd.DataFrame, generation: int, *, last: bool) -> list[Replicas]:
+    return [
+        Replicas(
+            temperature=float(temperature),
+            generation=f"{generation} ({'last' if last else 'first'})",
+            last=last,
+            times=own["time_ps"].to_numpy(float),
+            exploded=own["exploded"].to_numpy(bool),
+            runs=own["run"].to_numpy(str),
+        )
+        for temperature, own in fates.groupby("temperature")
+    ]
+
+
+def _here(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a table at the place, and of active learning, that some rows belong to."""
+    if not len(table):
+        return table
+    first = rows.iloc[0]
+    same = table["command"] == OUTER
+    for key in HERE:
+        same &= table[key].isna() if pd.isna(first[key]) else table[key] == first[key]
+    return table[same]

@@ -1,0 +1,64 @@
+"""Estimates, differences and tables as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from uqbench.results.tables import number
+
+NOTHING = "–"
+NEGLIGIBLE = 1e-4  # share of an estimate below which the end of its interval is written as 0
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table, with an empty one before and after."""
+    return ["", _row(head), _row(["---"] * len(head)), *map(_row, rows), ""]
+
+
+def name(method: tuple[str, str]) -> str:
+    """Name of a method with the settings that tell it from others of its name."""
+    uq, variant = method
+    return f"{uq} ({variant})" if variant else uq
+
+
+def slug(text: str) -> str:
+    """Part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
+
+
+def with_unit(label: str, unit: str) -> str:
+    """Heading of a quantity."""
+    return label if unit in ("1", "") else f"{label}, {unit}"
+
+
+def estimate(row: pd.Series | None, *, bold: bool = False) -> str:
+    """Mean with its interval."""
+    if row is None or np.isnan(row["mean"]):
+        return NOTHING
+    return _interval(row, bold)
+
+
+def difference(row: pd.Series | None) -> str:
+    """Difference with its interval, bold where that leaves out zero and covers seeds."""
+    if row is None or np.isnan(row["mean"]):
+        return NOTHING
+    if row["runs"] < 2:
+        return f"{_interval(row, False)}, one run"
+    return _interval(row, bool(row["ci_low"] > 0 or row["ci_high"] < 0))
+
+
+def _interval(row: pd.Series, bold: bool) -> str:
+    text = f"**{number(row['mean'])}**" if bold else number(row["mean"])
+    ends = row[["ci_low", "ci_high"]].to_numpy(float)
+    if np.isnan(ends).any():
+        return text
+    ends[np.abs(ends) < NEGLIGIBLE * max(abs(row["mean"]), *np.abs(ends))] = 0.0
+    return f"{text} ({number(ends[0])} … {number(ends[1])})"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

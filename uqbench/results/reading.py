@@ -1,0 +1,126 @@
+"""One run directory, read for a report: its record, its settings, and its metric rows with what they were scored on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import yaml
+
+from uqbench import config
+from uqbench.errors import DataError
+from uqbench.results.runs import METRICS
+from uqbench.results.tables import COLUMNS
+from uqbench.rundir import CONFIG, INFO, SCHEMA, Run
+
+# libyaml reads a config in a twentieth of the time; not every build of PyYAML has it.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+TYPES = {"string": pa.string(), "Int64": pa.int64(), "float64": pa.float64()}
+CONVERT = pa.csv.ConvertOptions(
+    column_types={name: TYPES[kind] for name, kind in COLUMNS.items()}, strings_can_be_null=True
+)
+OUTER = "al"  # the command whose run directories hold runs of their own
+ACQUISITION = "acquisition"  # target of rows that belong to no scored structures
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        info: content of run.json.
+        settings: by dotted name, all that can change a result; of an evaluation also those of the run that it is of.
+        rows: as in `tables.COLUMNS`, and for each row `source`, the folder of the run that has its bootstrap values,
+            and `frames`, which is equal for runs scored on the same labelled structures.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    settings: dict[str, Any]
+    rows: pd.DataFrame
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Data set, subset, backbone, uq and seed."""
+        return self.info["labels"]
+
+    @property
+    def command(self) -> str:
+        """What made the run: train, evaluate or al."""
+        return str(self.settings["command"])
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Option chosen of each group of the config; empty for runs that did not record it."""
+        return self.info.get("choices") or {}
+
+
+def read(path: Path) -> Record:
+    """Read a finished run; raises DataError, which names it, when it is damaged, unfinished or of another schema."""
+    info = _info(path)
+    if info["status"] != "done":
+        raise DataError(f"{path}: {info['status']}, not finished; to finish it: {info.get('command')}")
+    Run(path, None, info).check_files()
+    settings = info.get("source_settings", {}) | _settings(path / CONFIG)
+    if "command" not in settings or not isinstance(info.get("labels"), dict):
+        raise DataError(f"{path}: not a run of a model, or damaged")
+    rows = _metrics(path / METRICS)
+    rows["source"], rows["frames"] = str(path), _scored(info)
+    if settings["command"] == OUTER:
+        _nested(path, rows)
+    return Record(path, info, settings, rows)
+
+
+def _info(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads((path / INFO).read_bytes())
+        schema, complete = info.get("schema"), {"status", "files"} <= info.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{path / INFO}: damaged ({error})") from error
+    if schema != SCHEMA:
+        raise DataError(f"{path / INFO}: schema {schema}, which this version of uqbench does not read ({SCHEMA})")
+    if not complete:
+        raise DataError(f"{path / INFO}: damaged (it lacks status or files)")
+    return info
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_bytes(), LOADER)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: damaged")
+    return config.settings(content)
+
+
+def _metrics(path: Path) -> pd.DataFrame:
+    try:
+        table = pa.csv.read_csv(path, convert_options=CONVERT)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: not a table of metrics ({str(error).splitlines()[0]})") from error
+    if table.column_names != list(COLUMNS):
+        odd = sorted(set(table.column_names) ^ set(COLUMNS))
+        raise DataError(f"{path}: not a table of metrics (missing or unknown columns: {', '.join(odd)})")
+    return table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+
+
+def _scored(info: dict[str, Any]) -> str:
+    return str(info.get("scored_sha256") or info.get("data_sha256"))
+
+
+def _nested(path: Path, rows: pd.DataFrame) -> None:
+    """Say for the rows of an active-learning run which of the runs inside it they come from."""
+    for (generation, split), group in rows.groupby(["generation", "split"], sort=False):
+        folder = path / (f"generation_{generation}" + ("" if split == "test" else f"_{split}"))
+        if not (folder / INFO).exists():
+            raise DataError(f"{path}: {folder.name} is missing; restore it, or delete the run and repeat it")
+        rows.loc[group.index, ["source", "frames"]] = str(folder), _scored(_info(folder))
+    # Proposals are made anew by each run: only their seeds can be alike.
+    rows.loc[rows["target"] == ACQUISITION, ["source", "frames"]] = "", ACQUISITION
