@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,56 @@ def test_the_same_command_again_only_prints(whole, capsys):
     assert main(command(whole)) == 0
     assert "generation 2" in capsys.readouterr().out
     assert written() == before
+
+
+def others(folder, *names):
+    """Runs beside the first one, by what they were told."""
+    return [path for path in (folder / "outputs").glob("al/*/*/*/seed0-*") if path.name not in names]
+
+
+def test_runs_that_begin_alike_share_the_beginning(whole, tmp_path):
+    """A run with another acquisition adopts the first generation, and comes to what it would have trained itself."""
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    shutil.copytree(whole, together)
+    first = run_of(together).name
+    wanted = command(together, "acquisition=random", f"oracle.cache={whole.parent / 'cache'}")
+    wanted.remove("acquisition.steps=4")
+    assert main(wanted) == 0
+    assert main([word.replace(str(together), str(alone)) for word in wanted]) == 0
+    (path,), own = others(together, first), run_of(alone)
+    assert rundir.read(path / "generation_1").info["adopted_from"].endswith(f"{first}/generation_1")
+    assert "adopted_from" not in rundir.read(own / "generation_1").info
+    assert "adopted_from" not in rundir.read(path / "generation_2").info, "its frames are its own"
+    tables = [pd.read_csv(run / "metrics.csv").query("target != 'cost'") for run in (path, own)]
+    pd.testing.assert_frame_equal(*tables)
+    for name in ("generation_1/predictions_test.parquet", "data_2.npz"):
+        assert (path / name).read_bytes() == (own / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("change", ["training.epochs=3", "dataset.split_seed=7"])
+def test_runs_that_begin_otherwise_share_nothing(whole, tmp_path, change):
+    together = tmp_path / "together"
+    shutil.copytree(whole, together)
+    first = run_of(together).name
+    assert main(command(together, change, "al.generations=1", f"oracle.cache={whole.parent / 'cache'}")) == 0
+    (path,) = others(together, first)
+    assert "adopted_from" not in rundir.read(path / "generation_1").info
+
+
+def test_a_generation_without_new_frames_is_the_last_one_again(tmp_path, whole, capsys, caplog):
+    folder = tmp_path / "nothing"
+    folder.mkdir()
+    wanted = ["selection.energy_window=1e-9", f"oracle.cache={whole.parent / 'cache'}"]
+    assert main(command(folder, *wanted)) == 0
+    assert "none of the proposals is fit to be labelled: 6 " in caplog.text
+    second = rundir.read(run_of(folder) / "generation_2")
+    assert second.info["adopted_from"].endswith("generation_1")
+    tables = [pd.read_csv(run_of(folder) / f"generation_{g}" / "metrics.csv") for g in (1, 2)]
+    assert set(tables[1]["generation"]) == {2} and set(tables[1]["run_id"]) == {"generation_2"}
+    pd.testing.assert_series_equal(tables[0]["value"], tables[1]["value"])
+    rows = pd.read_csv(run_of(folder) / "metrics.csv")
+    kinds = ["target", "population", "metric"]
+    assert rows[rows["split"] == "out_of_domain"].groupby(kinds)["value"].nunique().max() == 1
 
 
 @pytest.mark.slow

@@ -1,0 +1,41 @@
+"""`make reproduce-...` at the scale at which everything is only seen to run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+def make(target, results, *arguments):
+    """Run a target with the Python of these tests, without installing anything."""
+    stamps = [word for name in (".run", ".dev", ".xtb", ".dft") for word in ("-o", f".venv/{name}")]
+    command = ["make", target, f"RUN={sys.executable} -m uqbench", f"RESULTS={results}", *arguments, *stamps]
+    path = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    return subprocess.run(command, cwd=ROOT, env=path, capture_output=True, text=True, check=False, timeout=900)
+
+
+def test_the_ammonia_study(tmp_path):
+    pytest.importorskip("tblite", reason="the oracle needs the extra xtb")
+    done = make("reproduce-ammonia", tmp_path, "SCALE=smoke")
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "ammonia-smoke-xtb" / "report"
+    rows = pd.read_parquet(folder / "metrics.parquet")
+    assert set(rows["generation"]) == {1, 2, 3}
+    assert set(rows["split"]) == {"test", "out_of_domain", "barrier", "stability"}
+    runs = rows.drop_duplicates("path")
+    assert sorted(runs["uq"]) == ["ensemble", "evidential", "gmm", "gmm", "gmm", "mve"]
+    barriers = rows[(rows["target"] == "neb") & (rows["metric"] == "barrier_reference")]
+    assert len(barriers) == 18 and barriers["value"].nunique() == 1, "one oracle, one barrier"
+    assert "acquisition=random" in (folder / "report.md").read_text()
+
+
+def test_an_unknown_scale_is_refused(tmp_path):
+    done = make("reproduce-ammonia", tmp_path, "SCALE=huge")
+    assert done.returncode != 0 and "choose smoke, mini or paper" in done.stderr
+    assert not list(tmp_path.iterdir())
