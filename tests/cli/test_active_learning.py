@@ -196,3 +196,13 @@ def test_bad_settings_are_one_line(tmp_path, capsys, change, words):
     assert main(command(folder, change)) == 2
     error = capsys.readouterr().err.strip()
     assert words in error.splitlines()[-1]
+    assert "epoch" not in error, "before anything is trained"
+
+
+def test_an_evaluation_can_be_left_out(whole, tmp_path):
+    folder = tmp_path / "without"
+    folder.mkdir()
+    wanted = [word for word in command(folder) if not word.startswith("evaluations.out_of_domain")]
+    wanted += ["evaluations.out_of_domain=null", "al.generations=1", f"oracle.cache={whole.parent / 'cache'}"]
+    assert main(wanted) == 0
+    assert set(pd.read_csv(run_of(folder) / "metrics.csv")["split"]) == {"test"}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Skeleton(CommonSkeleton):
     """Top-level keys of this command."""
 
-    evaluations: dict[str, dict[str, Any]]
+    evaluations: dict[str, dict[str, Any] | None]
 
 
 def run(cfg: DictConfig) -> None:
@@ -90,6 +90,9 @@ def _generation(
     from uqbench.rundir import RunDir
     from uqbench.training import device_of
 
+    # Before anything is trained: a wrong name should not cost a generation.
+    wanted_by_name = {name: wanted for name, wanted in cfg.evaluations.items() if wanted is not None}
+    frames = {name: _frames(structures, splits, name, wanted.split) for name, wanted in wanted_by_name.items()}
     # Relative to a data root, which is no part of a run's identity: the whole run can be moved.
     data = {"path": data_name, "data_root": str(opened.path), "sha256": structures.sha256()}
     settings = OmegaConf.to_container(cfg, resolve=True)
@@ -105,15 +108,14 @@ def _generation(
         rows = _rows(trained_run, "test")
         device = device_of(config.build(own.training))
         trained = Trained(load_method(trained_run), Calibration.load(trained_run), device)
-    for name, wanted in cfg.evaluations.items():
-        chosen = _frames(structures, splits, name, wanted.split)
+    for name, wanted in wanted_by_name.items():
         identity = OmegaConf.create({"command": "evaluate", "seed": cfg.seed, "name": name, **wanted})
         with RunDir(opened.path / f"generation_{generation}_{name}", identity, "evaluate") as evaluated:
             twin = None if evaluated.done else find_evaluation(evaluated, trained_run, name)
             if twin is not None:
                 adopt(evaluated, twin, generation)
             elif not evaluated.done:
-                _evaluate(evaluated, wanted, trained, chosen, labels, generation, name)
+                _evaluate(evaluated, wanted, trained, frames[name], labels, generation, name)
             rows += _rows(evaluated, name)
     return trained, rows
 
@@ -125,7 +127,8 @@ def _frames(structures: Structures, splits: Splits, name: str, split: str) -> St
     if split not in splits or not len(splits[split]):
         raise ConfigError(
             f"evaluations.{name}.split: no frames in split '{split}'{did_you_mean(split, splits)} "
-            f"(choose {', '.join(known for known, frames in splits.items() if len(frames))})"
+            f"(choose {', '.join(known for known, frames in splits.items() if len(frames))}; or leave it out with "
+            f"evaluations.{name}=null)"
         )
     return structures[splits[split]]
 
