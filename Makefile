@@ -15,13 +15,19 @@ METHODS := ensemble,mve,evidential,gmm
 SEEDS_smoke := 0
 SEEDS_mini := 0,1,2
 SEEDS_paper := 0,1,2,3,4
+RMD17_SEEDS_smoke := 0
+RMD17_SEEDS_mini := 0,1
+RMD17_SEEDS_paper := 0
+RMD17_mini := dataset.molecule=ethanol,malonaldehyde,aspirin
+RMD17_paper := dataset.split=1,2,3,4,5 \
+	dataset.molecule=aspirin,azobenzene,benzene,ethanol,malonaldehyde,naphthalene,paracetamol,salicylic,toluene,uracil
 # Methods of which the baselines, random displacements and dynamics, are run too.
 BASELINES_smoke := gmm
-BASELINES_mini := $(METHODS)
+BASELINES_mini := ensemble,gmm
 BASELINES_paper := $(METHODS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench reproduce-ammonia clean
+.PHONY: help setup demo test lint bench reproduce reproduce-rmd17 reproduce-ammonia clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,14 +49,28 @@ bench: $(VENV)/.dev ## measure speed against schnetpack
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/metrics.py
 
+CHECK_SCALE = $(if $(SEEDS_$(SCALE)),,$(error SCALE=$(SCALE): choose smoke, mini or paper))
+# The study's own size is meant for a cluster: say first what it costs.
+ESTIMATE = $(if $(filter paper,$(SCALE)),$(dir $(RUN))python scripts/estimate_cost.py $(1))
 AMMONIA := $(RESULTS)/ammonia-$(SCALE)-$(ORACLE)
 AMMONIA_RUN = $(RUN) al -m experiment=ammonia_$(SCALE) oracle=$(ORACLE) \
 	oracle@evaluations.barrier.evaluation.oracle=$(ORACLE) hydra/launcher=$(LAUNCHER) outputs=$(AMMONIA)
 reproduce-ammonia: $(VENV)/.dev $(VENV)/.$(ORACLE) ## active learning of NH3: SCALE=smoke|mini|paper ORACLE=xtb|dft
-	$(if $(SEEDS_$(SCALE)),,$(error SCALE=$(SCALE): choose smoke, mini or paper))
+	$(CHECK_SCALE)
+	$(call ESTIMATE,al experiment=ammonia_$(SCALE) acquisition=adversarial seed=$(SEEDS_$(SCALE)) uq=$(METHODS))
 	$(AMMONIA_RUN) acquisition=adversarial seed=$(SEEDS_$(SCALE)) uq=$(METHODS) $(ARGS)
 	$(AMMONIA_RUN) acquisition=random,md seed=$(SEEDS_$(SCALE)) uq=$(BASELINES_$(SCALE)) $(ARGS)
 	$(RUN) report runs=$(AMMONIA)/al output=$(AMMONIA)/report
+
+RMD17 := $(RESULTS)/rmd17-$(SCALE)
+RMD17_SWEEP = experiment=rmd17_$(SCALE) $(RMD17_$(SCALE)) uq=$(METHODS),deterministic seed=$(RMD17_SEEDS_$(SCALE))
+reproduce-rmd17: $(VENV)/.dev ## interpolation on rMD17 (smoke: on the embedded ethanol): SCALE=smoke|mini|paper
+	$(CHECK_SCALE)
+	$(call ESTIMATE,train $(RMD17_SWEEP))
+	$(RUN) train -m $(RMD17_SWEEP) hydra/launcher=$(LAUNCHER) outputs=$(RMD17) $(ARGS)
+	$(RUN) report runs=$(RMD17)/train output=$(RMD17)/report
+
+reproduce: reproduce-rmd17 reproduce-ammonia ## all studies at one scale: SCALE=smoke|mini|paper
 
 clean: ## remove the environment (runs under outputs/ stay)
 	rm -rf $(VENV)
