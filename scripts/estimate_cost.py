@@ -2,9 +2,9 @@
 
     python scripts/estimate_cost.py train experiment=rmd17_paper uq=ensemble,mve seed=0,1
 
-The arguments are those of `uqbench COMMAND -m`. One step is timed for every kind of job (jobs that differ in seed, split or
-acquisition only are of one kind). It is an upper bound where training stops early, and leaves out metrics, labels and
-barriers; simulations count as if no replica exploded.
+The arguments are those of `uqbench COMMAND -m`. One step is timed for every kind of job (jobs that differ in seed,
+split or acquisition only are of one kind). It is an upper bound where training stops early, and leaves out metrics,
+labels and barriers; simulations count as if no replica exploded.
 """
 
 from __future__ import annotations
