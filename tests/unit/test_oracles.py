@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -149,6 +150,21 @@ def test_a_worker_killed_while_idle_harms_nobody(springs):
     os.kill(worker, signal.SIGKILL)
     time.sleep(0.2)
     assert one.label([second]).labelled == [0]
+
+
+def test_a_worker_killed_at_work_costs_its_geometry_only(springs):
+    def kill_one():
+        while springs.count() < 2:  # both have begun
+            time.sleep(0.01)
+        os.kill(children(os.getpid())[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    labels = springs(workers=2, seconds=0.5).label(dimers(*[7] * 5))
+    killer.join()
+    ((lost, reason),) = labels.failures.items()
+    assert lost in (0, 1) and "SIGKILL" in reason
+    assert labels.labelled == [k for k in range(5) if k != lost]
 
 
 def test_closing_ends_all_processes(springs):
