@@ -35,7 +35,14 @@ def test_the_ammonia_study(tmp_path):
     assert "acquisition=random" in (folder / "report.md").read_text()
 
 
+def test_the_study_of_interpolation(tmp_path):
+    done = make("reproduce-rmd17", tmp_path, "SCALE=smoke")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = pd.read_parquet(tmp_path / "rmd17-smoke" / "report" / "metrics.parquet")
+    assert set(rows["uq"]) == {"ensemble", "mve", "evidential", "gmm", "deterministic"}
+
+
 def test_an_unknown_scale_is_refused(tmp_path):
-    done = make("reproduce-ammonia", tmp_path, "SCALE=huge")
+    done = make("reproduce", tmp_path, "SCALE=huge")
     assert done.returncode != 0 and "choose smoke, mini or paper" in done.stderr
     assert not list(tmp_path.iterdir())
