@@ -1,18 +1,16 @@
 """Running the jobs of a command: one, or all of a sweep, in this process or in those of a Hydra launcher."""
 
-import contextlib
 import importlib
 import json
 import os
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uqbench import interruption
 from uqbench.errors import UqbenchError
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ def run_job(cfg: "DictConfig") -> int:
         print(f"uqbench: job {settings.job.num}: {shlex.join(settings.overrides.task)}", file=sys.stderr)
     code, reasons, log = INTERRUPTED, ["interrupted"], None
     try:
-        with _sigterm_as_interrupt():
+        with interruption.at_once(replacing=False):  # a launcher may have its own handlers
             importlib.import_module(f"uqbench.commands.{settings.job.config_name}").run(cfg)
         code, reasons = 0, []
     except Exception as error:
@@ -69,19 +67,6 @@ def run_job(cfg: "DictConfig") -> int:
             record = {"overrides": list(settings.overrides.task), "exit_code": code, "reasons": reasons, "log": log}
             Path(settings.sweep.dir, f"{settings.job.num}.json").write_text(json.dumps(record))
     return code
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a job as cleanly as Ctrl-C does, unless a launcher has put its own handler there."""
-    free = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if free:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        if free:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def run_sweep(hydra: "Hydra", command: str, overrides: Sequence[str], jobs: "Sequence[Job]") -> int:
