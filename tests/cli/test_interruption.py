@@ -1,49 +1,44 @@
 """A training that is told to stop, and told again, and then left alone: the same bits as one that never was."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 
 import torch
 
+from uqbench import training
+from uqbench.cli import main
 from uqbench.rundir import load_checkpoint
 
 COMMAND = [
-    *(sys.executable, "-m", "uqbench", "train", "uq=mve", "dataset.n_train=60", "dataset.n_validation=10"),
-    *("dataset.n_test=12", "backbone.features=8", "training.epochs=8", "training.checkpoint_seconds=1000"),
-    *("training.batch_size=2", "evaluation.bootstrap=5", "evaluation.ideal_draws=1"),
+    *("train", "uq=mve", "dataset.n_train=20", "dataset.n_validation=10", "dataset.n_test=12", "backbone.features=8"),
+    *("training.epochs=3", "training.checkpoint_seconds=1000", "training.batch_size=2"),
+    *("evaluation.bootstrap=5", "evaluation.ideal_draws=1"),
 ]
 
 
-def launch(outputs, stop: int | None = None) -> tuple[int, str]:
-    """Start the command, stop it by a signal in the middle of an epoch, and return exit code and standard error."""
-    command = [*COMMAND, f"outputs={outputs}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        err = ""
-        while stop and "epoch " not in err:
-            line = process.stderr.readline()
-            assert line, err
-            err += line
-        if stop:
-            process.send_signal(stop)
-        err += process.communicate(timeout=60)[1]
-    return process.returncode, err
+def test_sigterm_and_sigusr1_cost_no_step(tmp_path, monkeypatch, capsys):
+    original, steps = training._check_finite, []
 
+    def signalling(*arguments):
+        original(*arguments)
+        steps.append(1)
+        if len(steps) in signals:
+            os.kill(os.getpid(), signals[len(steps)])
 
-def test_sigterm_and_sigusr1_cost_no_step(tmp_path):
-    launches = {signal.SIGTERM: 1, signal.SIGUSR1: 2}
-    for number, count in launches.items():
-        code, err = launch(tmp_path / "cut", number)
-        assert code == 130 and "Traceback" not in err and "the same command goes on from here" in err, err
+    signals = {13: signal.SIGTERM, 17: signal.SIGUSR1}  # within the second epoch of ten steps each
+    monkeypatch.setattr(training, "_check_finite", signalling)
+    for launches, done in enumerate(signals, start=1):
+        assert main([*COMMAND, f"outputs={tmp_path / 'cut'}"]) == 130
+        assert capsys.readouterr().err.endswith("uqbench: interrupted; the same command goes on from here\n")
         [run] = (tmp_path / "cut").glob("train/*/*/*/seed0-*")
         info = json.loads((run / "run.json").read_text())
-        assert info["status"] == "interrupted" and len(info["launches"]) == count
+        assert info["status"] == "interrupted" and len(info["launches"]) == launches
         state = load_checkpoint(run / "last.pt")["state"]
-        assert 0 < state["epoch"] < 8
-    for outputs in ("cut", "whole"):
-        code, err = launch(tmp_path / outputs)
-        assert code == 0, err
+        assert (state["epoch"], state["step"]) == divmod(done, 10)
+    assert main([*COMMAND, f"outputs={tmp_path / 'cut'}"]) == 0
+    assert len(steps) == 30
+    assert main([*COMMAND, f"outputs={tmp_path / 'whole'}"]) == 0
     [whole] = (tmp_path / "whole").glob("train/*/*/*/seed0-*")
     assert whole.name == run.name
     for name in ("history.csv", "predictions_test.parquet"):
