@@ -40,6 +40,8 @@ ClusterName=local
 SlurmctldHost=localhost
 SlurmUser=root
 AuthType=auth/munge
+# Requeued jobs start again only when their old credentials have expired: two minutes by default.
+AuthInfo=cred_expire=10
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -62,8 +64,8 @@ PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 END
 }
 
-running() { # the daemon that a pid file names is alive
-    [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null
+running() { # the daemon that a pid file names is alive, and no zombie, which a container's first process may leave
+    [ -s "$1" ] && grep -q "^State:[[:space:]]*[^Z[:space:]]" "/proc/$(cat "$1")/status" 2>/dev/null
 }
 
 wait_for() { # SECONDS WHAT COMMAND...: until the command succeeds
@@ -106,14 +108,12 @@ start() {
 
 stop_daemon() { # PIDFILE
     running "$1" || return 0
-    local pid
-    pid=$(cat "$1")
-    kill "$pid"
+    kill "$(cat "$1")"
     for _ in $(seq 50); do
-        kill -0 "$pid" 2>/dev/null || return 0
+        running "$1" || return 0
         sleep 0.2
     done
-    kill -9 "$pid"
+    kill -9 "$(cat "$1")"
 }
 
 stop() {

@@ -15,14 +15,11 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
+from uqbench import slurm
+
 if TYPE_CHECKING:
     from submitit import Job
 
-GONE = "GONE"  # SLURM forgets a job some minutes after its end
-ENDED = {
-    *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"),
-    *("OUT_OF_MEMORY", "REVOKED", GONE),
-}
 FAREWELL_S = 60.0  # what SLURM usually grants a cancelled job to end by itself, and some more
 VISIBLE_S = 30.0  # until a file that another node has written shows on a network file system
 
@@ -94,6 +91,7 @@ class SlurmLauncher(BaseSubmititLauncher):
     def __call__(self, *arguments: Any) -> JobReturn:
         """Run one job of the sweep; called by submitit on the node."""
         from uqbench import interruption
+        from uqbench.jobs import INTERRUPTED
 
         os.environ.setdefault("OMP_NUM_THREADS", str(self.cpus))
         with interruption.at_once(replacing=True):  # of the handlers that submitit has just set
@@ -103,9 +101,9 @@ class SlurmLauncher(BaseSubmititLauncher):
                 if self._goes_on():
                     from submitit import JobEnvironment
 
-                    print("uqbench: told to stop; requeued", file=sys.stderr)
+                    print("uqbench: told to stop; it goes on when its turn comes again", file=sys.stderr)
                     JobEnvironment()._requeue(0)
-                raise
+                raise SystemExit(INTERRUPTED) from None
 
     def _goes_on(self) -> bool:
         """Whether this job shall be requeued: SLURM counts it as running, so that nobody else has decided its end."""
@@ -114,8 +112,7 @@ class SlurmLauncher(BaseSubmititLauncher):
         if int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= self.max_requeues:
             print("uqbench: told to stop; it has been requeued max_requeues times", file=sys.stderr)
             return False
-        query = ["scontrol", "show", "job", "--oneliner", os.environ["SLURM_JOB_ID"]]
-        return "JobState=RUNNING" in subprocess.run(query, capture_output=True, text=True).stdout.split()
+        return slurm.state(slurm.own_job()) == "RUNNING"
 
     # ---------------------------------------------------------------------------------------------- in the sweep
 
@@ -159,7 +156,7 @@ class SlurmLauncher(BaseSubmititLauncher):
         shown = None
         while True:
             states = self._states(jobs)
-            counts = Counter("ended" if state in ENDED else state.lower() for state in states)
+            counts = Counter("ended" if state in slurm.ENDED else state.lower() for state in states)
             if counts != shown:
                 text = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
                 print(f"uqbench: jobs: {text}", file=sys.stderr)
@@ -171,12 +168,7 @@ class SlurmLauncher(BaseSubmititLauncher):
     def _states(self, jobs: Sequence[Job]) -> list[str]:
         if self.cluster == "local":
             return ["COMPLETED" if job.done() else "RUNNING" for job in jobs]
-        query = ["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T"]
-        answer = subprocess.run(query, capture_output=True, text=True)
-        if answer.returncode != 0:  # the controller is busy or away; the jobs run on without it
-            return ["UNKNOWN" for _ in jobs]
-        known = dict(line.split() for line in answer.stdout.splitlines())
-        return [known.get(job.job_id, GONE) for job in jobs]
+        return slurm.states(job.job_id for job in jobs)
 
     def _cancel(self, jobs: Sequence[Job]) -> None:
         if self.cluster == "slurm":
@@ -185,7 +177,7 @@ class SlurmLauncher(BaseSubmititLauncher):
             for job in jobs:
                 job.cancel()
         deadline = time.monotonic() + FAREWELL_S
-        while time.monotonic() < deadline and not set(self._states(jobs)) <= ENDED:
+        while time.monotonic() < deadline and not set(self._states(jobs)) <= slurm.ENDED:
             time.sleep(min(1.0, self.poll_s))
 
     def _complete_record(self, folder: Path, number: int, overrides: Sequence[str], job: Job, state: str) -> None:
