@@ -167,7 +167,8 @@ class SlurmLauncher(BaseSubmititLauncher):
 
     def _states(self, jobs: Sequence[Job]) -> list[str]:
         if self.cluster == "local":
-            return ["COMPLETED" if job.done() else "RUNNING" for job in jobs]
+            ended = ["COMPLETED" if job.paths.result_pickle.exists() else "FAILED" for job in jobs]
+            return [state if job.done() else "RUNNING" for job, state in zip(jobs, ended, strict=True)]
         return slurm.states(job.job_id for job in jobs)
 
     def _cancel(self, jobs: Sequence[Job]) -> None:
