@@ -56,13 +56,14 @@ done_runs() { grep -l '"status": "done"' "$OUTPUTS"/train/*/*/*/*/run.json 2>/de
 at_least() { [ "$("${@:2}")" -ge "$1" ]; }
 exactly() { [ "$("${@:2}")" = "$1" ]; }
 submitted() { ARRAY=$(sed -n 's/^uqbench: [0-9]* jobs from \([0-9]*\).*/\1/p' "$HERE/$1.log") && [ -n "$ARRAY" ]; }
+resume() { scontrol update NodeName="$NODE" State=RESUME; }
 none_runs() { [ -z "$(squeue -h -t RUNNING,COMPLETING)" ]; }
 
 # Jobs of the sweep: 0-3 are mve with seeds 0-3, 4-7 deterministic with seeds 0-3. Two run at once on two cores.
 say "\$ uqbench ${SWEEP[*]} ${ON_SLURM[*]}"
 "${UQBENCH[@]}" "${SWEEP[@]}" "${ON_SLURM[@]}" >"$HERE/first.log" 2>&1 &
 SWEEPING=$!
-trap 'kill "$SWEEPING" 2>/dev/null && wait "$SWEEPING"; scontrol update NodeName="$NODE" State=RESUME 2>/dev/null || true' EXIT
+trap 'kill "$SWEEPING" 2>/dev/null && wait "$SWEEPING"; resume 2>/dev/null || true' EXIT
 wait_until 600 "the array is submitted" submitted first
 
 say "--- one job is told to stop ahead of its time, another is cancelled"
@@ -84,7 +85,7 @@ wait_until 600 "what ran has ended" none_runs
 check "it has ended as done" exactly "done done" eval 'echo $(status mve 2) $(status mve 3)'
 check "no other run is done" exactly 2 done_runs
 check "the others wait" eval "is 0 PENDING && is 4 PENDING && is 7 PENDING"
-scontrol update NodeName="$NODE" State=RESUME
+wait_until 120 "the node is back" resume
 
 say "--- the node is lost, with one job that may be requeued and one that may not"
 wait_until 600 "two more jobs train" eval '[ $(for i in 0 4 5 6 7; do trains $i && echo $i; done | wc -l) = 2 ]'
@@ -95,7 +96,7 @@ scontrol update JobId="${ARRAY}_$LOST" Requeue=0
 scontrol update NodeName="$NODE" State=DOWN Reason=drill
 wait_until 120 "job $LOST is lost" is "$LOST" NODE_FAIL
 wait_until 120 "job $KEPT waits to go on" is "$KEPT" PENDING
-scontrol update NodeName="$NODE" State=RESUME
+wait_until 120 "the node is back" resume
 
 wait_until 1800 "the sweep has ended" eval "! kill -0 $SWEEPING"
 code=0

@@ -69,15 +69,20 @@ def run_job(cfg: "DictConfig") -> int:
     return code
 
 
+def record_path(folder: Path, number: int) -> Path:
+    """The file that a job of a sweep leaves."""
+    return folder / f"{number}.json"
+
+
 def write_record(folder: Path, number: int, record: dict[str, Any]) -> None:
     """Write what became of a job (overrides, exit_code, reasons and log) for the list at the end of its sweep."""
-    with rundir.atomic_write(folder / f"{number}.json") as path:
+    with rundir.atomic_write(record_path(folder, number)) as path:
         path.write_text(json.dumps(record))
 
 
 def read_record(folder: Path, number: int) -> dict[str, Any] | None:
     """What became of a job, or None when it has not said."""
-    path = folder / f"{number}.json"
+    path = record_path(folder, number)
     return json.loads(path.read_text()) if path.exists() else None
 
 

@@ -1,8 +1,16 @@
 """What SLURM knows of jobs, by its own programs: no accounting data base is needed."""
 
+from __future__ import annotations
+
 import os
 import subprocess
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from submitit import Job
 
 GONE = "GONE"  # SLURM forgets a job some minutes after its end
 UNKNOWN = "UNKNOWN"  # there is no answer, as while its controller is busy or away
@@ -10,6 +18,7 @@ ENDED = {
     *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"),
     *("OUT_OF_MEMORY", "REVOKED", GONE),
 }
+VISIBLE_S = 30.0  # until a file that another node has written shows on a network file system
 
 
 def own_job() -> str | None:
@@ -28,6 +37,31 @@ def state(job: str) -> str:
     """The state of one job of anybody, by the number that it has as SLURM_JOB_ID."""
     lines = _ask(f"--jobs={job}", "--format=%T")
     return UNKNOWN if lines is None else next(iter(lines), GONE)
+
+
+def states_of(jobs: Collection[Job], cluster: str) -> list[str]:
+    """The states of jobs that submitit has submitted to a cluster: `slurm`, or `local` for processes here."""
+    if cluster != "local":
+        return states(job.job_id for job in jobs)
+    return ["RUNNING" if not job.done() else _end_of(job) for job in jobs]
+
+
+def _end_of(job: Job) -> str:
+    return "COMPLETED" if job.paths.result_pickle.exists() else "FAILED"
+
+
+def left_behind(path: Path, state: str) -> bool:
+    """Whether a job that has ended in a state has left a file, for which one that was completed is given some time."""
+    deadline = time.monotonic() + (VISIBLE_S if state == "COMPLETED" else 0.0)
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return path.exists()
+
+
+def forget(job: Job) -> None:
+    """Remove the files of a job that has ended, except for its output."""
+    for path in (job.paths.submitted_pickle, job.paths.result_pickle, job.paths.submission_file):
+        path.unlink(missing_ok=True)
 
 
 def _ask(*options: str) -> list[str] | None:

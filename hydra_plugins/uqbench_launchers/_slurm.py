@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from submitit import Job
 
 FAREWELL_S = 60.0  # what SLURM usually grants a cancelled job to end by itself, and some more
-VISIBLE_S = 30.0  # until a file that another node has written shows on a network file system
 
 
 class SlurmLauncher(BaseSubmititLauncher):
@@ -155,7 +154,7 @@ class SlurmLauncher(BaseSubmititLauncher):
         """The state of every job once all have ended."""
         shown = None
         while True:
-            states = self._states(jobs)
+            states = slurm.states_of(jobs, self.cluster)
             counts = Counter("ended" if state in slurm.ENDED else state.lower() for state in states)
             if counts != shown:
                 text = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
@@ -165,12 +164,6 @@ class SlurmLauncher(BaseSubmititLauncher):
             shown = counts
             time.sleep(self.poll_s)
 
-    def _states(self, jobs: Sequence[Job]) -> list[str]:
-        if self.cluster == "local":
-            ended = ["COMPLETED" if job.paths.result_pickle.exists() else "FAILED" for job in jobs]
-            return [state if job.done() else "RUNNING" for job, state in zip(jobs, ended, strict=True)]
-        return slurm.states(job.job_id for job in jobs)
-
     def _cancel(self, jobs: Sequence[Job]) -> None:
         if self.cluster == "slurm":
             subprocess.run(["scancel", *(job.job_id for job in jobs)], check=False)
@@ -178,23 +171,19 @@ class SlurmLauncher(BaseSubmititLauncher):
             for job in jobs:
                 job.cancel()
         deadline = time.monotonic() + FAREWELL_S
-        while time.monotonic() < deadline and not set(self._states(jobs)) <= slurm.ENDED:
+        while time.monotonic() < deadline and not set(slurm.states_of(jobs, self.cluster)) <= slurm.ENDED:
             time.sleep(min(1.0, self.poll_s))
 
     def _complete_record(self, folder: Path, number: int, overrides: Sequence[str], job: Job, state: str) -> None:
         """Add to the record that a job has left what only SLURM knows; write it where the job was lost without one."""
-        from uqbench.jobs import read_record, write_record
+        from uqbench.jobs import read_record, record_path, write_record
 
-        record = read_record(folder, number)
-        deadline = time.monotonic() + (VISIBLE_S if state == "COMPLETED" else 0.0)
-        while record is None and time.monotonic() < deadline:
-            time.sleep(0.5)
+        record = {"overrides": list(overrides), "exit_code": 1, "reasons": ["lost"], "log": None}
+        if slurm.left_behind(record_path(folder, number), state):
             record = read_record(folder, number)
-        record = record or {"overrides": list(overrides), "exit_code": 1, "reasons": ["lost"], "log": None}
         if record["exit_code"] != 0:
             if record["reasons"] in (["lost"], ["interrupted"]):
                 record["reasons"] = [f"{record['reasons'][0]}: job {job.job_id} ended as {state}"]
             record["log"] = record["log"] or os.path.relpath(job.paths.stderr)
         write_record(folder, number, record)
-        for path in (job.paths.submitted_pickle, job.paths.result_pickle, job.paths.submission_file):
-            path.unlink(missing_ok=True)
+        slurm.forget(job)

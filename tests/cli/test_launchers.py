@@ -30,7 +30,7 @@ def failures(err: str) -> dict[str, str]:
 def test_joblib_runs_all_jobs_and_lists_failures(start):
     argv = ["toy", "-m", "hydra/launcher=joblib", "seed=13,14", "action=pass,fail"]
     process = start(*argv)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and out == "finished\n", err
     found = failures(err)
     assert found.keys() == {"seed=13 action=pass", "seed=13 action=fail", "seed=14 action=fail"}
@@ -38,7 +38,7 @@ def test_joblib_runs_all_jobs_and_lists_failures(start):
     log = Path(found["seed=13 action=pass"].rpartition("traceback in ")[2].rstrip(")"))
     assert "unlucky\nseed" in log.read_text()
     process = start("toy", "-m", "hydra/launcher=joblib", "seed=14,15", "action=pass")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and sorted(out.splitlines()) == ["already done", "finished"], err
     assert sorted(path.name for path in Path().iterdir()) == ["outputs"]
     assert sorted(path.name for path in Path("outputs").iterdir()) == ["toy"]
@@ -51,7 +51,7 @@ def test_joblib_shares_the_cores(start, monkeypatch, chosen):
     if chosen:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     process = start("toy", "-m", "hydra/launcher=joblib", "seed=1,2", "action=threads")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     threads = {path.read_text() for path in Path("outputs").glob("**/threads.txt")}
     assert threads == {chosen or str(max(1, joblib.cpu_count() // 2))}
@@ -59,7 +59,7 @@ def test_joblib_shares_the_cores(start, monkeypatch, chosen):
 
 def test_joblib_loses_a_process(start):
     process = start("toy", "-m", "hydra/launcher=joblib", "action=vanish", "seed=1,2")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "TerminatedWorkerError" in failures(err)["action=vanish seed=1"] and len(failures(err)) == 2
 
@@ -68,11 +68,11 @@ def test_joblib_is_interrupted(start):
     process = start("toy", "-m", "hydra/launcher=joblib", "action=wait,late", "seed=1,2")
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in err
     assert failures(err)["action=wait seed=1"] == "interrupted"
     again = start("toy", "-m", "hydra/launcher=joblib", "action=pass", "seed=1,2")
-    assert again.communicate(timeout=60)[0] == "finished\n" * 2
+    assert again.communicate(timeout=120)[0] == "finished\n" * 2
 
 
 def test_missing_plugin_names_the_extra(uqbench_main, monkeypatch):
@@ -88,7 +88,7 @@ LOCAL = ["-m", "hydra/launcher=slurm", "hydra.launcher.cluster=local", "hydra.la
 def test_submitit_runs_all_jobs_and_lists_failures(start):
     """One is told to stop in mid-run, is run again and finishes; two fail in their own ways."""
     process = start("toy", *LOCAL, "action=pass,fail,vanish,yield")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and out == "", err
     found = failures(err)
     assert found.keys() == {"action=fail", "action=vanish"}
@@ -120,7 +120,7 @@ def test_submitit_is_interrupted(start):
         assert process.poll() is None
         logs = list(Path("outputs/slurm").glob("*.out"))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and failures(err).keys() == {"action=wait seed=1", "action=wait seed=2"}
     statuses = {json.loads(path.read_text())["status"] for path in Path("outputs").glob("**/run.json")}
     assert statuses == {"interrupted"}
@@ -131,7 +131,6 @@ def test_submitit_is_interrupted(start):
     ("change", "reason"),
     [
         ("hydra.launcher.signal_delay_s=240", "hydra.launcher.signal_delay_s: must be less than time_min"),
-        ("hydra.launcher.cpus=many", "hydra/launcher=slurm: "),
         ("hydra.launcher.cluster=none", "hydra/launcher=slurm: AutoExecutor doesn't know any executor named none"),
         ("hydra.launcher.qos=null", 'hydra/launcher=slurm: Could not detect "srun"'),
     ],
@@ -190,10 +189,10 @@ def test_real_slurm(start):
     [log] = Path("outputs").glob("slurm/*_2_0_log.out")
     job = log.name.removesuffix("_0_log.out")
     subprocess.run(["scancel", job], check=True)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     found = failures(err)
     assert process.returncode == 1 and found.keys() == {"action=vanish", "action=wait"}, err
     assert found["action=wait"].startswith(f"interrupted: job {job} ended as CANCELLED (log: outputs/slurm/{job}_0_")
     assert " ended as FAILED " in found["action=vanish"]
     again = start("toy", "-m", "hydra/launcher=slurm", *small, "action=pass")
-    assert again.wait(timeout=60) == 0
+    assert again.wait(timeout=120) == 0
