@@ -40,7 +40,7 @@ class SlurmLauncher(BaseSubmititLauncher):
         signal_delay_s: how long before its time limit a job is told to stop.
         max_requeues: of each job.
         setup: shell commands ahead of each job.
-        additional_parameters: further options of sbatch.
+        additional_parameters: further options of sbatch, or None.
         poll_s: seconds between looks at the queue.
     """
 
@@ -60,7 +60,7 @@ class SlurmLauncher(BaseSubmititLauncher):
         signal_delay_s: int,
         max_requeues: int,
         setup: Sequence[str],
-        additional_parameters: Mapping[str, Any],
+        additional_parameters: Mapping[str, Any] | None,
         poll_s: float,
     ) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class SlurmLauncher(BaseSubmititLauncher):
             "slurm_array_parallelism": array_parallelism,
             "slurm_signal_delay_s": signal_delay_s,
             "slurm_setup": list(setup) or None,
-            "slurm_additional_parameters": {"requeue": True, **additional_parameters},
+            "slurm_additional_parameters": {"requeue": True, **(additional_parameters or {})},
             # Since SLURM 22.05 srun does not take over the number of cores from its own job.
             "slurm_srun_args": [f"--cpus-per-task={cpus}"],
         }

@@ -155,7 +155,7 @@ def test_only_a_running_job_is_requeued_and_not_for_ever(monkeypatch, state, res
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
     monkeypatch.setattr(slurm, "state", {"7": state}.get)
-    launcher = SlurmLauncher(**settings | {"max_requeues": 3, "setup": [], "additional_parameters": {}})
+    launcher = SlurmLauncher(**settings | {"max_requeues": 3, "setup": []})
     assert launcher._goes_on() == goes_on
 
 
