@@ -152,9 +152,14 @@ class SlurmLauncher(BaseSubmititLauncher):
 
     def _wait(self, jobs: Sequence[Job]) -> list[str]:
         """The state of every job once all have ended."""
-        shown = None
+        shown, states = None, [slurm.UNKNOWN for _ in jobs]
         while True:
-            states = slurm.states_of(jobs, self.cluster)
+            before, now = states, slurm.states_of(jobs, self.cluster)
+            # What SLURM has forgotten in the meantime ended in the way that it told while it knew.
+            silent = {slurm.GONE, slurm.UNKNOWN}
+            states = [
+                old if old in slurm.ENDED and new in silent else new for old, new in zip(before, now, strict=True)
+            ]
             counts = Counter("ended" if state in slurm.ENDED else state.lower() for state in states)
             if counts != shown:
                 text = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))

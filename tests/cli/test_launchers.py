@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
 
 from uqbench import slurm
 
@@ -146,17 +148,25 @@ def test_slurm_that_cannot_be_used_is_one_line(uqbench_main, monkeypatch, change
     ("state", "restarts", "goes_on"), [("RUNNING", 0, True), ("RUNNING", 3, False), ("CANCELLED", 0, False)]
 )
 def test_only_a_running_job_is_requeued_and_not_for_ever(monkeypatch, state, restarts, goes_on):
-    from omegaconf import OmegaConf
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+    monkeypatch.setattr(slurm, "state", {"7": state}.get)
+    assert slurm_launcher(max_requeues=3)._goes_on() == goes_on
 
+
+def slurm_launcher(**changes: object) -> Launcher:
+    """The launcher as its YAML describes it, with some values changed."""
     from hydra_plugins.uqbench_launchers import SlurmLauncher
 
     written = OmegaConf.load(Path(__file__).parents[2] / "conf/hydra/launcher/slurm.yaml")
     settings = {key: written._get_node(key)._value() for key in written if key != "_target_"}
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
-    monkeypatch.setattr(slurm, "state", {"7": state}.get)
-    launcher = SlurmLauncher(**settings | {"max_requeues": 3, "setup": []})
-    assert launcher._goes_on() == goes_on
+    return SlurmLauncher(**settings | {"setup": []} | changes)
+
+
+def test_slurm_may_forget_what_has_ended(monkeypatch):
+    answers = iter([["RUNNING", "CANCELLED"], ["RUNNING", "UNKNOWN"], ["UNKNOWN", "GONE"], ["COMPLETED", "GONE"]])
+    monkeypatch.setattr(slurm, "states_of", lambda *_: next(answers))
+    assert slurm_launcher(poll_s=0.0)._wait([None, None]) == ["COMPLETED", "CANCELLED"]
 
 
 def test_states_of_slurm(tmp_path, monkeypatch):
