@@ -25,6 +25,7 @@ class TrainingState:
 
     Attributes:
         epoch: epochs done.
+        step: steps done of the epoch after those. totals: what `training.Totals` has summed up over them.
         seconds: spent so far, over all interruptions.
         stopped: whether it has ended before its last epoch.
         history: one row per epoch; holds nothing that depends on the clock, so that it repeats to the bit.
@@ -32,6 +33,8 @@ class TrainingState:
     """
 
     epoch: int = 0
+    step: int = 0
+    totals: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     stopped: bool = False
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -83,10 +86,12 @@ class Checkpoints:
         content = {name: part.state_dict() for name, part in self.parts.items()}
         fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         save_checkpoint(self.folder / LAST, content | {"state": fields})
+        self._saved = time.monotonic()
+        if state.best is None:  # still in the first epoch
+            return
         save_checkpoint(self.folder / BEST, state.best)
         with atomic_write(self.folder / HISTORY) as path:
             pd.DataFrame(state.history).to_csv(path, index=False)
-        self._saved = time.monotonic()
 
 
 def load_best(folder: Path, method: nn.Module) -> dict[str, torch.Tensor]:

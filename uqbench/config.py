@@ -33,6 +33,7 @@ UNDIGESTED = (
     "*.cache",
     "*.url",
     "*.workers",
+    "*.executor",
     "training.progress",
     "training.checkpoint_seconds",
     "hydra",

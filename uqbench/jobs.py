@@ -1,19 +1,17 @@
 """Running the jobs of a command: one, or all of a sweep, in this process or in those of a Hydra launcher."""
 
-import contextlib
 import importlib
 import json
 import os
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from uqbench.errors import UqbenchError
+from uqbench import interruption, rundir
+from uqbench.errors import ConfigError, UqbenchError
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -59,7 +57,7 @@ def run_job(cfg: "DictConfig") -> int:
         print(f"uqbench: job {settings.job.num}: {shlex.join(settings.overrides.task)}", file=sys.stderr)
     code, reasons, log = INTERRUPTED, ["interrupted"], None
     try:
-        with _sigterm_as_interrupt():
+        with interruption.at_once(replacing=False):  # a launcher may have its own handlers
             importlib.import_module(f"uqbench.commands.{settings.job.config_name}").run(cfg)
         code, reasons = 0, []
     except Exception as error:
@@ -67,21 +65,25 @@ def run_job(cfg: "DictConfig") -> int:
     finally:
         if sweeping:
             record = {"overrides": list(settings.overrides.task), "exit_code": code, "reasons": reasons, "log": log}
-            Path(settings.sweep.dir, f"{settings.job.num}.json").write_text(json.dumps(record))
+            write_record(Path(settings.sweep.dir), settings.job.num, record)
     return code
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a job as cleanly as Ctrl-C does, unless a launcher has put its own handler there."""
-    free = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if free:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        if free:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def record_path(folder: Path, number: int) -> Path:
+    """The file that a job of a sweep leaves."""
+    return folder / f"{number}.json"
+
+
+def write_record(folder: Path, number: int, record: dict[str, Any]) -> None:
+    """Write what became of a job (overrides, exit_code, reasons and log) for the list at the end of its sweep."""
+    with rundir.atomic_write(record_path(folder, number)) as path:
+        path.write_text(json.dumps(record))
+
+
+def read_record(folder: Path, number: int) -> dict[str, Any] | None:
+    """What became of a job, or None when it has not said."""
+    path = record_path(folder, number)
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def run_sweep(hydra: "Hydra", command: str, overrides: Sequence[str], jobs: "Sequence[Job]") -> int:
@@ -89,18 +91,19 @@ def run_sweep(hydra: "Hydra", command: str, overrides: Sequence[str], jobs: "Seq
 
     Each job leaves a record in a folder of the sweep; a job without one was lost with the process that ran it.
     """
-    from uqbench import rundir
-
     with rundir.scratch(jobs[0].config.outputs) as folder:
         quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
         failure = None
         try:
-            hydra.multirun(command, run_job, [*overrides, f"hydra.sweep.dir='{quoted}'", "hydra.mode=MULTIRUN"])
+            with interruption.at_once(replacing=False):
+                hydra.multirun(command, run_job, [*overrides, f"hydra.sweep.dir='{quoted}'", "hydra.mode=MULTIRUN"])
         except KeyboardInterrupt:
             failure = "interrupted"
+        except ConfigError:  # of the launcher, which has started nothing
+            raise
         except Exception as error:  # whatever a launcher raises when it loses jobs
             failure = " ".join(explain(error))
-        records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+        records = [record for number in range(len(jobs)) if (record := read_record(folder, number))]
     outcomes = {tuple(record["overrides"]): record for record in records}
     lost = {"exit_code": 1, "reasons": [failure or "its process ended without a word"], "log": None}
     failed = [(job, outcome) for job in jobs if (outcome := outcomes.get(job.overrides, lost))["exit_code"] != 0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from uqbench import interruption
 from uqbench.checkpoints import Checkpoints
 from uqbench.errors import ConfigError, TrainingError
 from uqbench.graph import GraphSet
@@ -113,13 +116,17 @@ def train(
     """Train a method and leave best.pt, last.pt and history.csv in `folder`; go on from last.pt where it exists.
 
     On one CPU process the result depends on the arguments only, however often the run was interrupted. Raises
-    TrainingError when a loss or a gradient is not finite.
+    TrainingError when a loss or a gradient is not finite, KeyboardInterrupt after a checkpoint when asked to stop.
     """
     fabric = _fabric(settings)
     method.begin(len(training), seed)
     method = method.to(settings.dtype)
-    # Bound beforehand: Fabric walks through arguments that it is given itself, and refuses frozen dataclasses.
-    fabric.launch(functools.partial(_train, method, training, validation, settings, seed, folder))
+    # One process stops after the step at hand. Several would have to agree on it first: they end at once, and the last
+    # checkpoint counts.
+    alone = settings.devices == 1
+    with interruption.postponed() if alone else contextlib.nullcontext(bool) as must_stop:
+        # Bound beforehand: Fabric walks through arguments that it is given itself, and refuses frozen dataclasses.
+        fabric.launch(functools.partial(_train, method, training, validation, settings, seed, folder, must_stop))
 
 
 def _train(
@@ -129,6 +136,7 @@ def _train(
     settings: Training,
     seed: int,
     folder: Path,
+    must_stop: Callable[[], bool],
     fabric: Fabric,
 ) -> None:
     # Spawned processes share the memory of the parameters that they are handed; each needs its own.
@@ -158,8 +166,9 @@ def _train(
     while state.epoch < settings.epochs and not state.stopped:
         model.train()
         method.begin_epoch(state.epoch, settings.epochs)
-        totals = Totals()
-        for frames in epoch_batches(len(train_set), settings.batch_size, seed, state.epoch):
+        totals = Totals(**state.totals)
+        batches = epoch_batches(len(train_set), settings.batch_size, seed, state.epoch)
+        for frames in itertools.islice(batches, state.step, None):
             lr = schedule.lr(elapsed=time.monotonic() - started)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -176,10 +185,16 @@ def _train(
             if averaged is not None:
                 averaged.update_parameters(model)
             totals.add(terms, counts)
+            state.step += 1
+            if must_stop():
+                state.totals, state.seconds = vars(totals), time.monotonic() - started
+                checkpoints.save(state, final=True)
+                raise KeyboardInterrupt
+        lr = optimizer.param_groups[0]["lr"]
         row = {"epoch": state.epoch + 1, "lr": lr, **totals.means("train", method.n_models, settings, fabric)}
         row |= validate(judged, valid_set, settings, fabric)
 
-        state.epoch += 1
+        state.epoch, state.step, state.totals = state.epoch + 1, 0, {}
         state.seconds = time.monotonic() - started
         state.record(row, judged.method)
         schedule.after_epoch(row["validation_loss"])
@@ -218,13 +233,12 @@ class Objective(nn.Module):
 class Totals:
     """Sums of an epoch's loss terms and what they are sums over."""
 
-    def __init__(self) -> None:
-        self.terms: Tensor | None = None
-        self.frames = self.atoms = 0
+    def __init__(self, terms: Tensor | None = None, frames: int = 0, atoms: int = 0) -> None:
+        self.terms, self.frames, self.atoms = terms, frames, atoms
 
     def add(self, terms: Tensor, counts: tuple[int, int]) -> None:
         """Add the terms of this process for a step over counts = (frames, atoms) of all processes."""
-        self.terms = terms if self.terms is None else self.terms + terms
+        self.terms = terms if self.terms is None else self.terms.to(terms.device) + terms
         self.frames, self.atoms = self.frames + counts[0], self.atoms + counts[1]
 
     def means(self, prefix: str, n_models: int, settings: Training, fabric: Fabric) -> dict[str, float]:

@@ -24,7 +24,7 @@ FILES = {
         from uqbench.rundir import RunDir
 
         class Skeleton(config.Skeleton):
-            action: Literal["pass", "refuse", "fail", "crash", "late", "wait", "stop", "vanish", "threads"]
+            action: Literal["pass", "refuse", "fail", "crash", "late", "wait", "stop", "vanish", "threads", "yield"]
 
         def run(cfg):
             if cfg.action == "crash":
@@ -50,6 +50,9 @@ FILES = {
                     time.sleep(60)
                 if cfg.action == "threads":
                     run.write_text("threads.txt", os.environ.get("OMP_NUM_THREADS", ""))
+                if cfg.action == "yield" and not run.resumed:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                    time.sleep(60)
                 if cfg.action == "vanish":
                     os._exit(9)
                 if cfg.seed == 13:

@@ -21,7 +21,7 @@ from toy_calculators import CRASH, EXCEPTION, EXIT, HANG, NOT_FINITE, QUIT, chil
 
 from uqbench import config
 from uqbench.errors import ConfigError, DataError
-from uqbench.oracles import pool
+from uqbench.oracles import cluster, pool
 from uqbench.oracles.base import Failure, Label
 
 REPOSITORY = CONF.parent
@@ -182,8 +182,8 @@ from toy_calculators import HANG
 from ase import Atoms
 from uqbench.oracles.ase import ASE
 arguments = {"k": 2.0, "log": sys.argv[2], "seconds": float(sys.argv[3])}
-oracle = ASE(calculator="toy_calculators.Springs", arguments=arguments, revision=None, workers=2, threads=1,
-             timeout_s=100.0, cache=sys.argv[1])
+oracle = ASE(calculator="toy_calculators.Springs", arguments=arguments, revision=None, executor="local", workers=2,
+             threads=1, timeout_s=100.0, cache=sys.argv[1])
 first = int(sys.argv[4])
 frames = [Atoms([first, 1], [[0, 0, 0], [0.1 * i, 0, 1.0]]) for i in range(12)]
 labels = oracle.label(frames)
@@ -401,6 +401,49 @@ def test_replay_of_periodic_frames(springs):
     labels = replay.label([shifted, strained, molecular])
     assert labels.labelled == [0]
     np.testing.assert_array_equal(labels.outcomes[0].forces, known.forces)
+
+
+def test_slurm_labels_as_this_machine_does(springs, monkeypatch, tmp_path):
+    """submitit's own processes stand for SLURM's: labels, crashes and time limits have the same words, one cache."""
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(cluster, "CLUSTER", "local")
+    monkeypatch.setattr(cluster, "POLL_S", 0.1)
+    frames = [*rattled(2), *dimers(EXIT, HANG)]
+    far = springs(executor="slurm", workers=4, timeout_s=3.0).label(frames)
+    assert far.labelled == [0, 1] and far.computed == 2
+    assert far.failures == {
+        2: "crash: the worker process ended with exit code 3 (out of luck)",
+        3: "timeout: not done after 3 s",
+    }
+    near = springs(executor="local").label(frames[:2])
+    assert near.computed == 0, "the cache is one"
+    assert all(a.energy == b.energy for a, b in zip(near.outcomes, far.outcomes, strict=False))
+    assert {path.suffix for path in (tmp_path / "cache" / "slurm").iterdir()} <= {".out", ".err"}
+
+
+def test_slurm_that_loses_a_job(springs, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(cluster, "CLUSTER", "local")
+    monkeypatch.setattr(cluster, "POLL_S", 0.1)
+    monkeypatch.setattr(cluster.slurm, "states_of", lambda jobs, _: ["NODE_FAIL" for _ in jobs])
+    labels = springs(executor="slurm", workers=2).label(rattled(1))
+    assert "lost: SLURM job" in labels.failures[0] and "ended as NODE_FAIL" in labels.failures[0]
+
+
+def test_slurm_that_is_not_there(springs, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match='oracle.executor: Could not detect "srun"'):
+        springs(executor="slurm").label(rattled(1))
+
+
+def test_engine_that_cannot_start_on_a_node(springs, oracle, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(cluster, "CLUSTER", "local")
+    monkeypatch.setattr(cluster, "POLL_S", 0.1)
+    broken = oracle("ase", calculator="toy_calculators.Springs", arguments={"q": 1}, executor="slurm")
+    with pytest.raises(ConfigError, match="oracle.arguments"):
+        broken.label(rattled(1))
 
 
 def test_startup_that_never_ends(springs, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from uqbench import lock, rundir
+from uqbench import lock, rundir, slurm
 from uqbench.config import digest
 from uqbench.errors import CheckpointError, ConfigError, DataError, LockedError, TrainingError, UserError
 from uqbench.rundir import RunDir, atomic_write, load_checkpoint, save_checkpoint
@@ -168,6 +169,44 @@ def test_file_system_without_locks_warns_and_goes_on(tmp_path, monkeypatch, caps
         run.finish()
     error = capsys.readouterr().err
     assert error.startswith("uqbench: warning: ") and error.count("\n") == 1
+
+
+STATES = {"RUNNING": True, "PENDING": True, "UNKNOWN": True, "GONE": False, "NODE_FAIL": False, "CANCELLED": False}
+
+
+@pytest.mark.parametrize(
+    ("owner", "lives"),
+    [
+        ({"pid": os.getpid()}, True),
+        ({"pid": 2**22 + 1}, False),  # above the largest that Linux gives
+        ({"host": "elsewhere"}, True),
+        ({"host": "elsewhere", "job": "7"}, False),  # this very job, before it was requeued
+        *(({"host": "elsewhere", "job": state}, lives) for state, lives in STATES.items()),
+    ],
+)
+def test_signature_counts_where_the_file_system_has_no_locks(tmp_path, monkeypatch, capsys, owner, lives):
+    def unsupported(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setattr(slurm, "state", lambda job: job)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / ".lock").write_text(json.dumps({"pid": 1, "host": socket.gethostname(), "job": None} | owner))
+    if lives:
+        with pytest.raises(LockedError, match=r"is in use by pid .*; if that is gone, delete .*\.lock"):
+            lock.acquire(tmp_path)
+        return
+    lock.release(lock.acquire(tmp_path))
+    assert (tmp_path / ".lock").read_text() == "", "a lock that was given back is nobody's"
+    lock.release(lock.acquire(tmp_path))
+
+
+def test_lock_names_the_job_that_holds_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    held = lock.acquire(tmp_path)
+    with pytest.raises(LockedError, match=rf"in use by pid {os.getpid()} on host .* \(SLURM job 7\)"):
+        lock.acquire(tmp_path)
+    lock.release(held)
 
 
 def test_damage_is_one_clear_line(tmp_path):

@@ -1,6 +1,7 @@
 """The training loop: learning, exact resume, schedules, clipping, several processes, divergence."""
 
 import copy
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from helpers import graphs_of, short_training, small_method
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from uqbench import interruption
 from uqbench.checkpoints import TrainingState
 from uqbench.errors import CheckpointError, ConfigError, TrainingError
 from uqbench.potential import Normalisation
@@ -106,6 +108,57 @@ def test_resume_continues_to_the_same_bits(parts, tmp_path, settings, monkeypatc
     assert len(pd.read_csv(tmp_path / "cut" / "history.csv")) == 2
     fit(parts, tmp_path / "cut", **settings)
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signal_in_mid_epoch_loses_no_step(parts, tmp_path, number, monkeypatch):
+    """Every step ends with a signal, so that a launch does one; yet all steps are done, to the same bits."""
+    settings = {"epochs": 2, "schedule": "cosine", "ema_decay": 0.9, "checkpoint_seconds": 1000.0}
+    fit(parts, tmp_path / "whole", **settings)
+    from uqbench import training
+
+    original, steps = training._check_finite, []
+
+    def signalling(*arguments):
+        steps.append(1)
+        os.kill(os.getpid(), number)
+        original(*arguments)
+
+    monkeypatch.setattr(training, "_check_finite", signalling)
+    for launch in range(2 * 3):
+        with pytest.raises(KeyboardInterrupt), interruption.at_once(replacing=False):
+            fit(parts, tmp_path / "cut", **settings)
+        assert len(steps) == launch + 1
+    fit(parts, tmp_path / "cut", **settings)  # no step is left, but the last validation is
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_second_signal_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), interruption.postponed() as must_stop:
+        assert not must_stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert must_stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second signal was postponed too")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_signal_after_the_last_step_is_not_forgotten():
+    with pytest.raises(KeyboardInterrupt), interruption.postponed():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_of_others_stay():
+    calls = []
+    signal.signal(signal.SIGUSR2, lambda *_: calls.append(1))
+    try:
+        with interruption.at_once(replacing=False), interruption.postponed():
+            os.kill(os.getpid(), signal.SIGUSR2)
+        with pytest.raises(KeyboardInterrupt), interruption.at_once(replacing=True):
+            os.kill(os.getpid(), signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    assert calls == [1]
 
 
 def test_a_finished_training_is_not_repeated(parts, tmp_path):

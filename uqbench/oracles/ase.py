@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from uqbench.config import locate, require_trusted
 from uqbench.errors import ConfigError
@@ -18,7 +18,7 @@ class ASE(Engine):
     Args:
         calculator: such as ase.calculators.emt.EMT. arguments: its keyword arguments.
         revision: any text; another one makes other labels, for files that the calculator reads and that changed.
-        workers, threads, timeout_s, cache: see `Engine`.
+        executor, workers, threads, timeout_s, cache: see `Engine`.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class ASE(Engine):
         calculator: str,
         arguments: dict[str, Any],
         revision: str | None,
+        executor: Literal["local", "slurm"],
         workers: int | None,
         threads: int,
         timeout_s: float,
@@ -35,7 +36,8 @@ class ASE(Engine):
         require_trusted(calculator, calculator, "oracle.calculator")
         settings = {"calculator": calculator, "arguments": dict(arguments), "revision": revision}
         packages = dict.fromkeys(["ase", calculator.partition(".")[0]])
-        super().__init__(settings, list(packages), workers=workers, threads=threads, timeout_s=timeout_s, cache=cache)
+        each = {"workers": workers, "threads": threads, "timeout_s": timeout_s}
+        super().__init__(settings, list(packages), executor=executor, cache=cache, **each)
 
     @staticmethod
     def engine(*, calculator: str, arguments: dict[str, Any], revision: str | None) -> Compute:

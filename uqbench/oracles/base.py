@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from ase import Atoms
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from uqbench import provenance
 from uqbench.errors import ConfigError, DataError
 from uqbench.oracles.cache import Claim, Geometry, Label, LabelCache, geometry_of
+from uqbench.oracles.cluster import SlurmPool
 from uqbench.oracles.pool import WorkerPool
 
 # Workers import this module with their engine: what is slow to import, above all scipy, is imported where it is used.
@@ -119,7 +120,8 @@ class Engine(Oracle):
     Args:
         settings: what decides a label, handed to `engine` in the worker; plain values.
         packages: distributions whose versions decide a label.
-        workers: processes at once; None for one on each core of this process. threads: of each process.
+        executor: `local` for processes of this machine, `slurm` for a SLURM job for each geometry.
+        workers: processes or jobs at once; None for one on each core of this process. threads: of each process.
         timeout_s: wall time for one geometry, in seconds, after which its worker is killed and replaced.
         cache: folder of the labels; None for the place of the operating system.
     """
@@ -129,6 +131,7 @@ class Engine(Oracle):
         settings: Mapping[str, Any],
         packages: Sequence[str],
         *,
+        executor: Literal["local", "slurm"],
         workers: int | None,
         threads: int,
         timeout_s: float,
@@ -144,8 +147,12 @@ class Engine(Oracle):
         target = f"{type(self).__module__}.{type(self).__qualname__}"
         versions = {name: provenance.version(name) for name in packages}
         identity = {"oracle": target, "settings": settings, "versions": versions}
-        self.pool = WorkerPool(target, settings, workers=workers or _cores(), threads=threads, timeout_s=timeout_s)
         self.cache = LabelCache(cache_folder(cache) / "labels", identity)
+        each = {"workers": workers or _cores(), "threads": threads, "timeout_s": timeout_s}
+        if executor == "slurm":
+            self.pool = SlurmPool(target, settings, folder=cache_folder(cache) / "slurm", **each)
+        else:
+            self.pool = WorkerPool(target, settings, **each)
 
     @staticmethod
     @abc.abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
@@ -22,7 +22,7 @@ class DFT(Engine):
         conv_tol: of the energy, Hartree. max_cycle: iterations after which a geometry fails.
         grid_level: 0 to 9. grid_response: derivatives of the grid weights in the forces.
         charge: in e. multiplicity: 2S + 1.
-        workers, threads, timeout_s, cache: see `Engine`.
+        executor, workers, threads, timeout_s, cache: see `Engine`.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class DFT(Engine):
         grid_response: bool,
         charge: int,
         multiplicity: int,
+        executor: Literal["local", "slurm"],
         workers: int | None,
         threads: int,
         timeout_s: float,
@@ -55,7 +56,8 @@ class DFT(Engine):
         settings |= {"grid_level": grid_level, "grid_response": grid_response}
         settings |= {"charge": charge, "multiplicity": multiplicity}
         packages = ["pyscf", "pyscf-dispersion"] if dispersion else ["pyscf"]
-        super().__init__(settings, packages, workers=workers, threads=threads, timeout_s=timeout_s, cache=cache)
+        each = {"workers": workers, "threads": threads, "timeout_s": timeout_s}
+        super().__init__(settings, packages, executor=executor, cache=cache, **each)
 
     @staticmethod
     def engine(**settings: Any) -> Compute:

@@ -17,7 +17,7 @@ class XTB(Engine):
         method: the Hamiltonian. accuracy: of tblite, smaller is tighter. electronic_temperature: K.
         max_iterations: of the self-consistent charges; a geometry that needs more fails.
         charge: in e. multiplicity: 2S + 1.
-        workers, threads, timeout_s, cache: see `Engine`.
+        executor, workers, threads, timeout_s, cache: see `Engine`.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class XTB(Engine):
         max_iterations: int,
         charge: int,
         multiplicity: int,
+        executor: Literal["local", "slurm"],
         workers: int | None,
         threads: int,
         timeout_s: float,
@@ -42,7 +43,8 @@ class XTB(Engine):
                 raise ConfigError(f"oracle.{name}: must be >= 1, got {value}")
         settings = {"method": method, "accuracy": accuracy, "electronic_temperature": electronic_temperature}
         settings |= {"max_iterations": max_iterations, "charge": charge, "multiplicity": multiplicity}
-        super().__init__(settings, ["tblite"], workers=workers, threads=threads, timeout_s=timeout_s, cache=cache)
+        each = {"workers": workers, "threads": threads, "timeout_s": timeout_s}
+        super().__init__(settings, ["tblite"], executor=executor, cache=cache, **each)
 
     @staticmethod
     def engine(**settings: Any) -> Compute:

@@ -1,0 +1,47 @@
+"""A training that is told to stop, and told again, and then left alone: the same bits as one that never was."""
+
+import json
+import os
+import signal
+
+import torch
+
+from uqbench import training
+from uqbench.cli import main
+from uqbench.rundir import load_checkpoint
+
+COMMAND = [
+    *("train", "uq=mve", "dataset.n_train=20", "dataset.n_validation=10", "dataset.n_test=12", "backbone.features=8"),
+    *("training.epochs=3", "training.checkpoint_seconds=1000", "training.batch_size=2"),
+    *("evaluation.bootstrap=5", "evaluation.ideal_draws=1"),
+]
+
+
+def test_sigterm_and_sigusr1_cost_no_step(tmp_path, monkeypatch, capsys):
+    original, steps = training._check_finite, []
+
+    def signalling(*arguments):
+        original(*arguments)
+        steps.append(1)
+        if len(steps) in signals:
+            os.kill(os.getpid(), signals[len(steps)])
+
+    signals = {13: signal.SIGTERM, 17: signal.SIGUSR1}  # within the second epoch of ten steps each
+    monkeypatch.setattr(training, "_check_finite", signalling)
+    for launches, done in enumerate(signals, start=1):
+        assert main([*COMMAND, f"outputs={tmp_path / 'cut'}"]) == 130
+        assert capsys.readouterr().err.endswith("uqbench: interrupted; the same command goes on from here\n")
+        [run] = (tmp_path / "cut").glob("train/*/*/*/seed0-*")
+        info = json.loads((run / "run.json").read_text())
+        assert info["status"] == "interrupted" and len(info["launches"]) == launches
+        state = load_checkpoint(run / "last.pt")["state"]
+        assert (state["epoch"], state["step"]) == divmod(done, 10)
+    assert main([*COMMAND, f"outputs={tmp_path / 'cut'}"]) == 0
+    assert len(steps) == 30
+    assert main([*COMMAND, f"outputs={tmp_path / 'whole'}"]) == 0
+    [whole] = (tmp_path / "whole").glob("train/*/*/*/seed0-*")
+    assert whole.name == run.name
+    for name in ("history.csv", "predictions_test.parquet"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    cut, uncut = (load_checkpoint(folder / "best.pt")["method"] for folder in (run, whole))
+    assert cut.keys() == uncut.keys() and all(torch.equal(cut[name], uncut[name]) for name in cut)
