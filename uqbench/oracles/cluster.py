@@ -50,9 +50,7 @@ class SlurmPool:
                     if key is None:
                         more = False
                         break
-                    one = {"target": self.target, "settings": self.settings, "geometry": geometry}
-                    limits = {"threads": self.threads, "timeout_s": self.timeout_s}
-                    busy[key] = executor.submit(label_one, **one, **limits, path=sys.path)
+                    busy[key] = self._submit(executor, geometry)
                 if not busy:
                     return
                 for key, answer in self._ready(busy):
@@ -82,8 +80,17 @@ class SlurmPool:
             name="uqbench-oracle",
             timeout_min=int((STARTUP_S + self.timeout_s) // 60) + 1,
             cpus_per_task=self.threads,
+            slurm_srun_args=[f"--cpus-per-task={self.threads}"],  # since 22.05 srun does not take it over from its job
         )
         return executor
+
+    def _submit(self, executor: Any, geometry: dict[str, Any]) -> Job:
+        one = {"target": self.target, "settings": self.settings, "geometry": geometry}
+        limits = {"threads": self.threads, "timeout_s": self.timeout_s}
+        try:
+            return executor.submit(label_one, **one, **limits, path=sys.path)
+        except RuntimeError as error:
+            raise ConfigError(f"oracle.executor: {' '.join(str(error).split())}") from error
 
     def _ready(self, busy: Mapping[str, Job]) -> list[tuple[str, Answer]]:
         """The answers of jobs that have ended; of one that left none, SLURM's word for its end."""
