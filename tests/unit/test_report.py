@@ -1,5 +1,6 @@
 """From run directories to a comparison: what is averaged, what is kept apart, what is left out and said so."""
 
+import html.parser
 import json
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from uqbench.errors import DataError
+from uqbench.figures.costs import pareto
+from uqbench.figures.critical import cliques
 from uqbench.metrics.bootstrap import RESAMPLES
 from uqbench.results import report
 from uqbench.results.catalogue import MAIN, badness, bounds
@@ -128,8 +131,12 @@ def test_the_report_holds_every_method_and_can_be_written_again(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| metric (runs) | a (2) | b (2) |" in text and "4 finished runs" in text
+    assert "## Claims of the study" in text and "## Ranks" in text
     assert "| Spearman ρ | – | – |" in text, "undefined, not zero"
-    assert len(pd.read_parquet(tmp_path / "out" / "metrics.parquet")) == len(collected.rows)
+    tidy = pd.read_parquet(tmp_path / "out" / "metrics.parquet")
+    assert len(tidy) == len(collected.rows) and {"variant", "path", "domain"} <= set(tidy.columns)
+    assert pd.read_csv(tmp_path / "out" / "metrics.csv")["value"].equals(tidy["value"])
+    assert pd.read_csv(tmp_path / "out" / "claims.csv")["claim"].tolist() == ["C1", "C2", "C3", "C4", "C5", "C6"]
     assert set(pd.read_csv(tmp_path / "out" / "summary.csv")["uq"]) == {"a", "b"}
 
 
@@ -143,3 +150,111 @@ def test_good_values_are_small_after_judging():
     assert badness("calibrated_width_90", [1.0]) is None
     assert bounds("cnll")[0] == -np.inf and bounds("calibrated_miscalibration_area") == (0.0, 0.5)
     assert len(set(MAIN)) == len(MAIN)
+
+
+class Page(html.parser.HTMLParser):
+    """What a page refers to, and whether its elements are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.open, self.ids, self.images = [], [], set(), 0
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.links += [value for key, value in attributes.items() if key in ("src", "href")]
+        self.ids |= {attributes["id"]} if "id" in attributes else set()
+        self.images += tag == "img"
+        assert tag != "img" or attributes["alt"]
+        if tag not in ("img", "meta", "br", "hr", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
+    for uq in ("a", "b<i>"):
+        for seed in (0, 1):
+            write_run(tmp_path / "runs", uq, seed, {"mae": 1.0 + seed, "cnll": -1.0})
+    collected = collect([tmp_path / "runs"])
+    report.write_report(tmp_path / "out", collected, compare(collected, against="a", units="eV"))
+    text = (tmp_path / "out" / "report.html").read_text()
+    page = Page(text)
+    inside = [link.removeprefix("#") for link in page.links if link.startswith("#")]
+    assert inside and set(inside) <= page.ids
+    rest = [link for link in page.links if not link.startswith("#")]
+    assert rest and all(link.startswith("data:image/png;base64,") for link in rest)
+    assert page.images == len(list((tmp_path / "out").glob("*.png")))
+    assert "b<i>" not in text and "b&lt;i&gt;" in text, "names are text, not markup"
+    assert "@import" not in text and "url(" not in text and "<script" not in text
+
+
+def test_settings_of_the_method_itself_do_not_name_the_others(tmp_path):
+    write_run(tmp_path, "a", 0, {"mae": 1.0})
+    write_run(tmp_path, "b", 0, {"mae": 1.0}, uq__components=2)
+    write_run(tmp_path, "b", 0, {"mae": 2.0}, uq__components=3)
+    rows, comparison = summary_of(tmp_path)
+    assert set(rows.index.droplevel("metric")) == {("a", ""), ("b", "uq.components=2"), ("b", "uq.components=3")}
+    assert set(comparison.differences["variant"]) == {"uq.components=2", "uq.components=3"}, "both against a"
+
+
+def test_conditions_name_all_methods_and_pair_them(tmp_path):
+    for lr in (0.1, 0.5):
+        for uq in ("a", "b"):
+            write_run(tmp_path, uq, 0, {"mae": 1.0 + lr + (uq == "b")}, training__lr=lr)
+    write_run(tmp_path, "c", 0, {"mae": 1.0})
+    _, comparison = summary_of(tmp_path)
+    gaps = comparison.differences.set_index(["uq", "variant"])["mean"]
+    assert gaps["b", "training.lr=0.1"] == pytest.approx(1.0) == gaps["b", "training.lr=0.5"]
+    assert comparison.gaps == ["train, toy, t, net: c was not run, or not to its end, with training.lr=0.5"]
+
+
+def test_many_runs_are_read_in_processes_to_the_same_table(tmp_path, monkeypatch):
+    for seed in range(4):
+        write_run(tmp_path, "a", seed, {"mae": 1.0 + seed})
+    broken = write_run(tmp_path, "a", 4, {"mae": 1.0})
+    (broken / "metrics.csv").unlink()
+    alone = collect([tmp_path])
+    monkeypatch.setattr("uqbench.results.collect.WORTH_A_PROCESS", 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    together = collect([tmp_path])
+    pd.testing.assert_frame_equal(alone.rows, together.rows)
+    assert alone.problems == together.problems and len(alone.problems) == 1
+
+
+def test_evaluations_elsewhere_are_out_of_domain_and_stand_beside(tmp_path):
+    """The same models on the frames that they were tested on and on others."""
+    for uq in ("a", "b"):
+        for seed in (0, 1):
+            path = write_run(tmp_path / "runs", uq, seed, {"mae": 1.0})
+            labels = {"dataset": "toy", "subset": "t", "backbone": "net", "uq": uq, "seed": seed}
+            config = OmegaConf.create({"command": "evaluate", "seed": seed, "split": "far", "run": str(path)})
+            place = {key: labels[key] for key in ("dataset", "backbone", "uq", "seed")}
+            with RunDir.open(root=tmp_path / "runs", command="evaluate", config=config, **place) as run:
+                run.update(labels=labels, data_sha256="far", source=str(path), source_settings={"uq.name": uq})
+                row = {"target": "forces", "population": "all", "metric": "mae", "value": 3.0, "unit": "1", "n": 9}
+                write_metrics(
+                    run, [row | {"ci_low": 2.9, "ci_high": 3.1}], command="evaluate", split="far", labels=labels
+                )
+                run.finish()
+    collected = collect([tmp_path / "runs"])
+    domains = collected.rows.groupby("split")["domain"].unique().map(list).to_dict()
+    assert domains == {"test": ["in"], "far": ["out"]}
+    report.write_report(tmp_path / "out", collected, compare(collected, against="a", units="eV"))
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| metric | method | test (in) | far (out) |" in text.partition("## In domain and out of it")[2]
+
+
+def test_nothing_dominates_what_is_on_the_front():
+    costs, bad = np.array([1.0, 2.0, 3.0, 3.0, np.nan]), np.array([3.0, 1.0, 2.0, 1.0, 0.0])
+    assert pareto(costs, bad).tolist() == [True, True, False, False, False]
+
+
+def test_bars_join_what_is_within_the_critical_difference():
+    assert cliques(np.array([1.0, 1.5, 2.4, 4.0]), 1.0) == [(0, 1), (1, 2)]
+    assert cliques(np.array([1.0, 3.0]), 1.0) == []

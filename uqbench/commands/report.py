@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> None:
 
     from uqbench.results.collect import collect
     from uqbench.results.comparison import compare
-    from uqbench.results.report import REPORT, write_report
+    from uqbench.results.report import PAGE, write_report
 
     collected = collect([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
     comparison = compare(collected, against=cfg.against, units=cfg.units)
@@ -40,4 +40,4 @@ def run(cfg: DictConfig) -> None:
         print(f"damaged: {problem}")
     for gap in comparison.gaps:
         print(f"missing: {gap}")
-    print(f"{collected.rows['path'].nunique()} runs: {folder / REPORT}")
+    print(f"{collected.rows['path'].nunique()} runs: {folder / PAGE}")

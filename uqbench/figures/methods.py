@@ -70,7 +70,7 @@ def _draw(axes: Axes, methods: Sequence[str], panel: Panel) -> None:
             continue
         if np.isfinite(point.ideal):
             axes.plot([point.ideal] * 2, [place - 0.32, place + 0.32], color=GREY, linewidth=2.5, zorder=1)
-        reach = np.nan_to_num([[point.mean - point.low], [point.high - point.mean]])
+        reach = np.nan_to_num([[point.mean - point.low], [point.high - point.mean]]).clip(min=0)
         look = {"color": color, "marker": marker, "markersize": 6, "capsize": 3, "elinewidth": 1.5}
         axes.errorbar(point.mean, place, xerr=reach, linestyle="none", zorder=2, **look)
         if len(point.runs) > 1:

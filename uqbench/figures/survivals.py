@@ -20,10 +20,10 @@ FIRST, LAST = (0, (4, 2)), "-"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Replicas:
-    """Replicas of one temperature (K) and generation: times (n,) ps, exploded (n,), and the run (n,) of each."""
+    """Replicas of one temperature (K) and stage of learning: times (n,) ps, exploded (n,), and the run (n,) of each."""
 
     temperature: float
-    generation: str
+    stage: str
     last: bool
     times: np.ndarray
     exploded: np.ndarray
@@ -71,7 +71,7 @@ def _draw(axes: Axes, one: Replicas, color: str) -> None:
     for run in runs if len(runs) > 1 else ():
         mine = one.runs == run
         axes.step(*_steps(one.times[mine], one.exploded[mine]), linewidth=0.7, alpha=0.35, **look)
-    label = f"{one.temperature:g} K, generation {one.generation}"
+    label = ", ".join(filter(None, [f"{one.temperature:g} K", one.stage]))
     axes.step(*_steps(one.times, one.exploded), linewidth=2.0, label=label, **look)
 
 

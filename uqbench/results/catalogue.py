@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from uqbench.metrics.battery import CALIBRATED
@@ -51,6 +54,10 @@ LEARNING = (
     ("acquisition", "labelled", "proposals labelled"),
     ("acquisition", "force_rmse", "force RMSE on labelled proposals"),
 )
+SIMULATED = tuple(entry for entry in LEARNING if entry[0] in ("md", "neb"))
+ALL = ("all", "run")  # populations that need not be named
+Metric = tuple[str, str, str, str]
+"""Target, metric, population, label."""
 HIGH_IS_GOOD = ("spearman", "roc_auc", "survival", "restricted_mean_survival_time", "warning_auc")
 # Metrics that say how an interval or distribution looks, or what was done, not how good it is.
 NEUTRAL = (
@@ -61,6 +68,7 @@ NEUTRAL = (
 # Signed distances from a reference, judged by their size.
 SIGNED = ("barrier_error", "reverse_barrier_error", "energy_drift")
 VALUES_OF = ("barrier", "barrier_reference", "reverse_barrier", "reverse_barrier_reference")
+PROPOSED = "adversarial"  # the acquisition that the others are baselines of
 # Shares of a number of trials, whose intervals are binomial.
 SHARES = (("md", "survival"),)
 
@@ -69,6 +77,21 @@ UNBOUNDED = ("nll", "cnll", "score_", "barrier_error", "reverse_barrier_error", 
 BOUNDS = {"spearman": (-1.0, 1.0), "roc_auc": (0.0, 1.0), "miscalibration_area": (0.0, 0.5), "coverage": (0.0, 1.0)}
 BOUNDS |= dict.fromkeys(("survival", "above_random", "converged", "warning_auc"), (0.0, 1.0))
 BOUNDS |= {"conformal_coverage": (0.0, 1.0)} | dict.fromkeys(UNBOUNDED, (-np.inf, np.inf))
+
+
+def metrics_of(rows: pd.DataFrame, wanted: Iterable[tuple[str, str, str]]) -> Iterator[tuple[Metric, pd.DataFrame]]:
+    """Yield the wanted metrics (target, metric, label) that are there, one by one, with their rows.
+
+    Elements and ranges of forces are left out; of simulations, each temperature is a metric of its own.
+    """
+    targets = dict(list(rows.groupby("target", sort=False)))
+    for target, metric, label in wanted:
+        chosen = targets[target] if target in targets else rows[:0]
+        for population, found in chosen[chosen["metric"] == metric].groupby("population", sort=False):
+            plain = population in ALL
+            if plain or target in ("md", "neb"):
+                where = "" if plain or target == "neb" else f", {str(population).removeprefix('temperature=')}"
+                yield (target, metric, str(population), label + where), found
 
 
 def bounds(metric: str) -> tuple[float, float]:

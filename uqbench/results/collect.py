@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from uqbench.errors import DataError
 from uqbench.metrics.bootstrap import RESAMPLES
@@ -16,6 +21,10 @@ from uqbench.results.reading import Record, read
 from uqbench.results.tables import IDENTITY
 from uqbench.results.variants import Variant, setting, variants
 from uqbench.rundir import INFO
+
+WORTH_A_PROCESS = 500  # runs: reading as many takes as long as starting a process
+WORKERS = 8
+IN_DOMAIN = ("train", "validation", "test")
 
 Samples = dict[tuple[str, str, str], np.ndarray]
 """(B,) bootstrap values by target, population and metric."""
@@ -29,7 +38,9 @@ class Collected:
         rows: the metric rows of all finished runs (see `tables.COLUMNS`), with further columns: `path` of the run,
             `variant`, which tells apart methods of equal name with different settings, `shared`, the part of it that is
             not of the method itself, `unacquired`, the part that is not of the acquisition, `acquisition` and
-            `setting` of active learning, and `source` and `frames` as in `reading.Record`.
+            `setting` of active learning, `own`, the part of the variant that is of the method itself, `source`,
+            `frames` and `trained_on` as in `reading.Record`, and `domain`: `in`, or `out` for data that the run was not
+            trained with and for splits other than IN_DOMAIN.
         problems: one line for each directory left out: why.
     """
 
@@ -43,17 +54,13 @@ def collect(places: Iterable[str | os.PathLike]) -> Collected:
     Runs inside other runs, such as the generations of active learning, have their rows there; they are read on their
     own only where they are asked for and the run around them is not.
     """
-    records, problems = [], []
-    for path in find(places):
-        try:
-            records.append(read(path))
-        except DataError as error:
-            problems.append(str(error))
+    found = list(_read_all(find(places)))
+    records = [one for one in found if isinstance(one, Record)]
+    problems = [str(one) for one in found if isinstance(one, DataError)]
     if not records:
         reasons = "".join(f"\n{problem}" for problem in problems[:5])
         raise DataError(f"runs: no finished run below {', '.join(map(str, places))}{reasons}")
-    tables = [_table(*pair) for pair in zip(records, variants(records), strict=True)]
-    rows = pd.concat(tables, ignore_index=True)
+    rows = _joined(records, variants(records))
     twice = rows[rows.duplicated(["path", *IDENTITY])].drop_duplicates("path")
     for row in twice.itertuples():
         problems.append(f"{row.path}: two rows for {row.target}/{row.population}/{row.metric}")
@@ -71,21 +78,72 @@ def find(places: Iterable[str | os.PathLike]) -> list[Path]:
     return sorted(path for path in found if not any(parent in found for parent in path.parents))
 
 
+def _read_all(paths: list[Path]) -> Iterator[Record | DataError]:
+    """Read runs in their order; many of them in processes of their own, for most of the time goes into parsing."""
+    workers = min(os.cpu_count() or 1, len(paths) // WORTH_A_PROCESS, WORKERS)
+    if workers < 2:
+        yield from map(_attempt, paths)
+        return
+    # Not forked: pyarrow has threads, which do not survive it.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_attempt, paths, chunksize=100)
+
+
+def _attempt(path: Path) -> Record | DataError:
+    try:
+        return read(path)
+    except DataError as error:
+        return error
+
+
 def samples(source: str) -> Samples:
     """Read the bootstrap values of a run directory; nothing where it has none; DataError where they are damaged."""
     path = Path(source, RESAMPLES)
     if not source or not path.exists():
         return {}
     try:
-        table = pd.read_parquet(path, columns=["target", "population", "metric", "values"])
-    except (OSError, ValueError, KeyError) as error:
+        table = pq.ParquetFile(path).read(columns=["target", "population", "metric", "values"])
+        keys = list(zip(*(table[name].to_pylist() for name in ("target", "population", "metric")), strict=True))
+        values = table["values"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(keys), -1)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DataError(f"{path}: damaged ({str(error).splitlines()[0]}); used without its bootstrap values") from error
-    keys = zip(table["target"], table["population"], table["metric"], strict=True)
-    return {key: np.asarray(values) for key, values in zip(keys, table["values"], strict=True)}
+    return dict(zip(keys, values, strict=True))
 
 
-def _table(record: Record, variant: Variant) -> pd.DataFrame:
-    acquisition = record.choices.get("acquisition") or record.settings.get("acquisition._target_", "")
-    added = {"path": str(record.path), "variant": str(variant), "shared": variant.shared}
-    added |= {"unacquired": variant.without_acquisition, "acquisition": str(acquisition).rpartition(".")[2]}
-    return record.rows.assign(**added, setting=setting(record))
+def _joined(records: list[Record], names: list[Variant]) -> pd.DataFrame:
+    """All rows with the columns that `Collected` describes; those of a few values for many rows are categories."""
+    types = {pa.int64(): pd.Int64Dtype(), pa.string(): pd.StringDtype("pyarrow")}
+    rows = pa.concat_tables([record.rows for record in records]).to_pandas(types_mapper=types.get)
+    lengths = [record.rows.num_rows for record in records]
+    run = np.repeat(np.arange(len(records)), lengths)
+
+    def spread(values: list[str | None]) -> pd.Categorical:
+        codes, known = pd.factorize(np.array(values, dtype=object))
+        return pd.Categorical.from_codes(codes[run], known)
+
+    def by_row(values: list[str | list[str]]) -> pd.Categorical:
+        every = (own if isinstance(own, list) else [own] * n for own, n in zip(values, lengths, strict=True))
+        return pd.Categorical(list(itertools.chain.from_iterable(every)))
+
+    rows["path"] = spread([str(record.path) for record in records])
+    columns = {
+        "variant": [str(name) for name in names],
+        "shared": [name.shared for name in names],
+        "unacquired": [name.without_acquisition for name in names],
+        "acquisition": [_acquisition(record) for record in records],
+        "setting": [setting(record) for record in records],
+        "own": [name.own for name in names],
+        "trained_on": [record.trained_on for record in records],
+    }
+    for column, values in columns.items():
+        rows[column] = spread(values).astype(rows["uq"].dtype)
+    foreign = np.repeat([record.foreign for record in records], lengths)
+    rows["domain"] = np.where(foreign | ~rows["split"].isin(IN_DOMAIN), "out", "in")
+    rows["source"] = by_row([record.sources for record in records])
+    rows["frames"] = by_row([record.frames for record in records])
+    return rows
+
+
+def _acquisition(record: Record) -> str:
+    named = record.choices.get("acquisition") or record.settings.get("acquisition._target_", "")
+    return str(named).rpartition(".")[2]

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from uqbench.errors import DataError
-from uqbench.results.catalogue import SHARES, badness, bounds
+from uqbench.results.catalogue import PROPOSED, SHARES, badness, bounds
 from uqbench.results.collect import Collected, Samples, samples
+from uqbench.results.gaps import gaps
+from uqbench.results.places import METHOD, PLACE, WHAT, plain
 from uqbench.results.statistics import Estimate, Values, difference, estimate, share, share_difference
-from uqbench.results.tables import IDEAL, convert_units
+from uqbench.results.tables import EV_IN_KCAL_MOL, IDEAL, convert_units
 
-PLACE = ["command", "dataset", "subset", "split", "generation", "backbone", "setting"]
-METHOD = ["uq", "variant"]
-WHAT = ["target", "population", "metric"]
-PROPOSED = "adversarial"  # the acquisition that the others are baselines of
+CARRIED = ("acquisition", "unacquired", "shared", "domain", "trained_on")  # columns that the summary takes over
+ENDS = ("ci_low", "ci_high")
+NAN = float("nan")
+
+Method = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,8 +31,8 @@ class Comparison:
 
     Attributes:
         summary: one row per place, method and metric: PLACE, METHOD, WHAT, unit, mean, ci_low, ci_high, runs, seeds_sd,
-            ideal, `best`: whether no method is better beyond chance, `values` of the single runs, and acquisition and
-            unacquired as in `Collected`.
+            ideal, `best`: whether no method is better beyond chance, `values` of the single runs, and CARRIED as in
+            `Collected`.
         differences: one row per place, method and metric: the method minus the one compared against.
         acquisitions: the same of runs of active learning that differ in the acquisition, seed by seed: `acquisition`
             minus `against`; `unacquired` as in `Collected`.
@@ -50,32 +53,26 @@ def compare(collected: Collected, *, against: str, units: str) -> Comparison:
     units: `eV` or `kcal/mol`. Intervals are at 95 % and cover both structures and seeds, see `statistics`. Methods are
     compared with `against` under the same conditions; where it was not run under them, with its only other variant.
     """
-    plain = _with_sizes(collected.rows)
-    rows = convert_units(plain, units)
-    scale = _scales(plain, rows)
     summary, differences, acquisitions, problems = [], [], [], []
-    for place, found in _groups(rows):
-        resamples = _resamples(found["source"].unique(), problems)
-        names = _Names(found)
-        for what, group in found.groupby(WHAT, sort=False):
-            what = place | dict(zip(WHAT, what, strict=True))
-            methods = dict(list(group.groupby(METHOD, sort=False)))
-            values = {method: _values(rows, what, resamples, scale) for method, rows in methods.items()}
-            label = what | {"unit": group["unit"].iloc[0]}
-            summary += _means(label, methods, values)
+    for place, rows in _places(_with_sizes(collected.rows), units):
+        here = _Place(rows, problems)
+        names = _Names(rows)
+        for what, cells in here.metrics():
+            label = place | what
+            summary += _means(label, cells)
             if what["target"] == "cost":
                 continue  # on machines that do other things as well: no statistics of the method
-            for method, one in values.items():
-                reference = names.reference(method, against)
-                if reference in values and reference != method and _shared(one, values[reference]):
-                    gap = _columns(_gap(what, methods, values, method, reference))
+            for method, cell in cells.items():
+                reference = cells.get(names.reference(method, against))
+                if reference is not None and reference is not cell and _shared(cell.values, reference.values):
+                    gap = _columns(_gap(what, cell, reference))
                     differences.append(label | _named(method) | {"against": against} | gap)
-            for method, other, sides in names.acquisitions():
-                if method in values and other in values and _repeated(methods[method], methods[other]):
-                    gap = _gap(what, methods, values, method, other, by_seed=True)
-                    acquisitions.append(label | _named(method) | sides | _columns(gap))
-    tables = [pd.DataFrame(rows) for rows in (summary, differences, acquisitions)]
-    return Comparison(*tables, list(_gaps(rows)), problems)
+            for method, other, sides in names.acquisitions:
+                if method in cells and other in cells and cells[method].repeats(cells[other]):
+                    gap = _columns(_gap(what, cells[method], cells[other], by_seed=True))
+                    acquisitions.append(label | _named(method) | sides | gap)
+    tables = [pd.DataFrame(found) for found in (summary, differences, acquisitions)]
+    return Comparison(*tables, list(gaps(collected.rows)), problems)
 
 
 def _with_sizes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -85,14 +82,85 @@ def _with_sizes(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows, sizes], ignore_index=True) if len(sizes) else rows
 
 
-def _groups(rows: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Yield each place with its rows; the ideal value is a column."""
-    ideal = rows["metric"].str.endswith(IDEAL)
-    keys = ["path", "split", "generation", *WHAT]
-    beside = rows[ideal].assign(metric=rows["metric"].str.removesuffix(IDEAL))[[*keys, "value"]]
-    plain = rows[~ideal].merge(beside.rename(columns={"value": "ideal"}), on=keys, how="left")
-    for place, group in plain.groupby(PLACE, sort=False, dropna=False):
-        yield {key: None if pd.isna(value) else value for key, value in zip(PLACE, place, strict=True)}, group
+def _places(rows: pd.DataFrame, units: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Yield each place with its rows; the ideal value and the factor of the change of units are columns."""
+    converted = convert_units(rows, units)
+    # Bootstrap values are kept in the units of the program.
+    factor = np.where(converted["unit"] == rows["unit"], 1.0, EV_IN_KCAL_MOL)
+    converted = converted.assign(factor=factor)
+    for place, group in converted.groupby(PLACE, sort=False, dropna=False):
+        ideal = group["metric"].str.endswith(IDEAL)
+        keys = ["path", *WHAT]
+        beside = group[ideal].assign(metric=group.loc[ideal, "metric"].str.removesuffix(IDEAL))[[*keys, "value"]]
+        beside = beside.rename(columns={"value": "ideal"})
+        yield dict(zip(PLACE, plain(place), strict=True)), group[~ideal].merge(beside, on=keys, how="left")
+
+
+class _Cell:
+    """One metric of one method: its rows as arrays, and its values with their resamples."""
+
+    def __init__(self, place: _Place, index: np.ndarray, key: tuple[str, str, str]) -> None:
+        self.place, self.index = place, index
+        frames = place.frames[index].tolist()
+        found = [place.samples.get(source, {}).get(key) for source in place.sources[index]]
+        factor = place.factor[index[0]]
+        own = [None if one is None else factor * one for one in found]
+        self.values = Values(place.value[index].tolist(), frames, own)
+        self.unit = str(place.unit[index[0]])
+
+    def column(self, name: str) -> np.ndarray:
+        return self.place.columns[name][self.index]
+
+    @property
+    def pairs(self) -> list[tuple[int, str]]:
+        return list(zip(self.place.seed[self.index].tolist(), self.values.frames, strict=True))
+
+    def repeats(self, other: _Cell) -> bool:
+        """Whether some run of it has the seed of one of the other."""
+        return bool(set(self.pairs) & set(other.pairs))
+
+    def minus(self, other: _Cell) -> Values:
+        """Differences between runs of the same seed, which started from the same model, where scored alike."""
+        places = {key: k for k, key in enumerate(other.pairs)}
+        values, frames, samples = [], [], []
+        for k, key in enumerate(self.pairs):
+            if key not in places:
+                continue
+            a, b = self.values.samples[k], other.values.samples[places[key]]
+            values.append(self.values.values[k] - other.values.values[places[key]])
+            frames.append(key[1])
+            samples.append(a - b if a is not None and b is not None and len(a) == len(b) else None)
+        return Values(values, frames, samples)
+
+
+class _Place:
+    """The rows of a place as arrays, and the bootstrap values of its runs."""
+
+    def __init__(self, rows: pd.DataFrame, problems: list[str]) -> None:
+        self.columns = {name: rows[name].to_numpy() for name in ("ideal", "n", *ENDS, *CARRIED)}
+        self.value, self.factor = rows["value"].to_numpy(float), rows["factor"].to_numpy(float)
+        self.frames, self.sources = (rows[name].to_numpy(object) for name in ("frames", "source"))
+        self.seed, self.unit = rows["seed"].to_numpy(int), rows["unit"].to_numpy(object)
+        self.indices = rows.groupby([*WHAT, *METHOD], sort=False).indices
+        self.samples: dict[str, Samples] = {}
+        sets = rows.groupby(METHOD)["frames"].nunique()
+        # Between several sets of frames the chance of the structures shows without resampling.
+        if (sets == 1).any() or rows["generation"].notna().any():
+            for source in dict.fromkeys(self.sources):
+                try:
+                    self.samples[source] = samples(source)
+                except DataError as error:
+                    problems.append(str(error))
+
+    def metrics(self) -> Iterator[tuple[dict[str, Any], dict[Method, _Cell]]]:
+        """Yield each metric with the cell of every method."""
+        found: dict[tuple, dict[Method, _Cell]] = {}
+        for key, index in self.indices.items():
+            what, method = key[: len(WHAT)], key[len(WHAT) :]
+            found.setdefault(what, {})[method] = _Cell(self, index, what)
+        for what, cells in found.items():
+            unit = next(iter(cells.values())).unit
+            yield dict(zip(WHAT, what, strict=True)) | {"unit": unit}, cells
 
 
 class _Names:
@@ -100,16 +168,20 @@ class _Names:
 
     def __init__(self, rows: pd.DataFrame) -> None:
         columns = [*METHOD, "shared", "unacquired", "acquisition"]
-        self.methods = rows[columns].drop_duplicates(METHOD).set_index(METHOD)
+        self.methods = rows[columns].drop_duplicates(METHOD).astype(str).set_index(METHOD)
+        self.references: dict[tuple[Method, str], Method | None] = {}
+        self.acquisitions = list(self._acquisitions())
 
-    def reference(self, method: tuple[str, str], against: str) -> tuple[str, str] | None:
+    def reference(self, method: Method, against: str) -> Method | None:
         """The variant of `against` under the conditions of a method, or else its only one."""
-        others = self.methods[self.methods.index.get_level_values("uq") == against]
-        alike = others[others["shared"] == self.methods.loc[method, "shared"]]
-        chosen = alike if len(alike) else others
-        return chosen.index[0] if len(chosen) == 1 else None
+        if (method, against) not in self.references:
+            others = self.methods[self.methods.index.get_level_values("uq") == against]
+            alike = others[others["shared"] == self.methods.loc[method, "shared"]]
+            chosen = alike if len(alike) else others
+            self.references[method, against] = chosen.index[0] if len(chosen) == 1 else None
+        return self.references[method, against]
 
-    def acquisitions(self) -> Iterator[tuple[tuple[str, str], tuple[str, str], dict[str, str]]]:
+    def _acquisitions(self) -> Iterator[tuple[Method, Method, dict[str, str]]]:
         """Yield pairs that differ in the acquisition alone, each against the simpler ones, and what both sides are."""
         for _, group in self.methods.groupby(["uq", "unacquired"], sort=False):
             for one, other in itertools.permutations(group.index, 2):
@@ -119,92 +191,45 @@ class _Names:
                     yield one, other, sides | {"unacquired": mine["unacquired"]}
 
 
-def _means(label: dict[str, Any], methods: dict, values: dict[tuple, Values]) -> list[dict[str, Any]]:
+def _means(label: dict[str, Any], cells: dict[Method, _Cell]) -> list[dict[str, Any]]:
     measured = label["target"] == "cost"
-    best = set() if measured else _best(label["metric"], {m: v for m, v in values.items() if _defined(v)})
+    values = {method: cell.values for method, cell in cells.items() if np.all(np.isfinite(cell.values.values))}
+    best = set() if measured else _best(label["metric"], values)
     found = []
-    for method, rows in methods.items():
-        ideal = rows["ideal"].mean() if rows["ideal"].notna().any() else float("nan")
-        mean = _mean(label, rows, values[method])
-        extra = {"ideal": ideal, "best": method in best, "values": values[method].values}
-        extra |= rows[["acquisition", "unacquired"]].iloc[0].to_dict()
-        found.append(label | _named(method) | _columns(mean, *bounds(label["metric"])) | extra)
+    for method, cell in cells.items():
+        ideals = cell.column("ideal")
+        known = ideals[np.isfinite(ideals)]
+        extra = {"ideal": float(known.mean()) if len(known) else NAN, "best": method in best}
+        extra |= {"values": cell.values.values}
+        extra |= {name: cell.column(name)[0] for name in CARRIED}
+        found.append(label | _named(method) | _columns(_mean(label, cell), *bounds(label["metric"])) | extra)
     return found
 
 
-def _gap(
-    what: dict[str, Any], methods: dict, values: dict, method: tuple, other: tuple, *, by_seed: bool = False
-) -> Estimate:
-    if (what["target"], what["metric"]) in SHARES:
-        return share_difference(*(_mean(what, methods[m], values[m]) for m in (method, other)))
-    if by_seed:
-        return estimate(_by_seed(methods[method], values[method], methods[other], values[other]))
-    return difference(values[method], values[other])
-
-
-def _mean(label: dict[str, Any], rows: pd.DataFrame, values: Values) -> Estimate:
+def _mean(label: dict[str, Any], cell: _Cell) -> Estimate:
     if (label["target"], label["metric"]) in SHARES:
-        return share(np.rint(rows["value"] * rows["n"].astype(float)), rows["n"].astype(float))
-    mean = estimate(values)
+        trials = cell.column("n").astype(float)
+        return share(np.rint(np.asarray(cell.values.values) * trials), trials)
+    mean = estimate(cell.values)
     if label["target"] == "cost":
-        return dataclasses.replace(mean, low=float("nan"), high=float("nan"))
-    if len(rows) == 1 and np.isnan(mean.low):  # what the run itself says of its spread
-        return dataclasses.replace(mean, low=rows["ci_low"].iloc[0], high=rows["ci_high"].iloc[0])
+        return dataclasses.replace(mean, low=NAN, high=NAN)
+    if len(cell.index) == 1 and np.isnan(mean.low):  # what the run itself says of its spread
+        low, high = (float(cell.column(end)[0]) for end in ENDS)
+        return dataclasses.replace(mean, low=low, high=high)
     return mean
 
 
-def _named(method: tuple[str, str]) -> dict[str, str]:
+def _gap(what: dict[str, Any], one: _Cell, other: _Cell, *, by_seed: bool = False) -> Estimate:
+    if (what["target"], what["metric"]) in SHARES:
+        return share_difference(_mean(what, one), _mean(what, other))
+    return estimate(one.minus(other)) if by_seed else difference(one.values, other.values)
+
+
+def _named(method: Method) -> dict[str, str]:
     return dict(zip(METHOD, method, strict=True))
 
 
-def _resamples(sources: Iterable[str], problems: list[str]) -> dict[str, Samples]:
-    found = {}
-    for source in sources:
-        try:
-            found[source] = samples(source)
-        except DataError as error:
-            problems.append(str(error))
-    return found
-
-
-def _values(
-    found: pd.DataFrame, what: dict[str, Any], resamples: dict[str, Samples], scale: dict[tuple, float]
-) -> Values:
-    key = what["target"], what["population"], what["metric"]
-    own = [resamples.get(source, {}).get(key) for source in found["source"]]
-    factor = scale.get((what["target"], what["metric"]), 1.0)
-    own = [None if one is None else factor * one for one in own]
-    return Values(found["value"].tolist(), found["frames"].tolist(), own)
-
-
-def _repeated(mine: pd.DataFrame, theirs: pd.DataFrame) -> bool:
-    return len(mine.merge(theirs, on=["seed", "frames"])) > 0
-
-
-def _by_seed(mine: pd.DataFrame, one: Values, theirs: pd.DataFrame, other: Values) -> Values:
-    """Differences between runs of the same seed, which started from the same model, where they were scored alike."""
-    places = {key: k for k, key in enumerate(zip(theirs["seed"], other.frames, strict=True))}
-    values, frames, samples = [], [], []
-    for k, key in enumerate(zip(mine["seed"], one.frames, strict=True)):
-        if key not in places:
-            continue
-        a, b = one.samples[k], other.samples[places[key]]
-        values.append(one.values[k] - other.values[places[key]])
-        frames.append(one.frames[k])
-        samples.append(a - b if a is not None and b is not None and len(a) == len(b) else None)
-    return Values(values, frames, samples)
-
-
-def _scales(before: pd.DataFrame, after: pd.DataFrame) -> dict[tuple, float]:
-    """Factor of the change of units by target and metric; bootstrap values are kept in the units of the program."""
-    changed = before["unit"] != after["unit"]
-    found = {}
-    for (target, metric), rows in before[changed & (before["value"].abs() > 0)].groupby(["target", "metric"]):
-        found[target, metric] = float(after.loc[rows.index[0], "value"] / rows["value"].iloc[0])
-    return found
-
-
-def _best(metric: str, values: dict[tuple, Values]) -> set[tuple]:
+def _best(metric: str, values: dict[Method, Values]) -> set[Method]:
     """The methods that no other one beats beyond chance; none where there is nothing to compare."""
     bad = {method: _judged(metric, one) for method, one in values.items()}
     if len(bad) < 2 or any(one is None for one in bad.values()):
@@ -227,10 +252,6 @@ def _judged(metric: str, one: Values) -> Values | None:
     return Values(values.tolist(), one.frames, samples)
 
 
-def _defined(one: Values) -> bool:
-    return bool(np.all(np.isfinite(one.values)))
-
-
 def _shared(one: Values, other: Values) -> bool:
     return bool(set(one.frames) & set(other.frames))
 
@@ -243,31 +264,3 @@ def _columns(found: Estimate, lowest: float = -np.inf, highest: float = np.inf) 
         "runs": found.runs,
         "seeds_sd": found.seeds,
     }
-
-
-def _gaps(rows: pd.DataFrame) -> Iterator[str]:
-    """Say which cells of a sweep are missing: seeds, on the same frames, that another method of the place has."""
-    where = [key for key in PLACE if key not in ("split", "generation")]
-    runs = rows[rows["source"] != ""].drop_duplicates(["path", "source"])
-    for place, around in runs.groupby(where, sort=False, dropna=False):
-        name = ", ".join(str(part) for part in place if not pd.isna(part))
-        names = around[["uq", "shared"]].drop_duplicates()
-        run = set(map(tuple, names.to_numpy()))
-        for uq, shared in itertools.product(names["uq"].unique(), names["shared"].unique()):
-            if (uq, shared) not in run:
-                yield f"{name}: {uq} was not run, or not to its end, with {shared}"
-        found: dict[str, list[str]] = {}
-        parts = list(around.groupby(["split", "generation"], sort=False, dropna=False))
-        for (split, generation), group in parts:
-            cells = {method: set(zip(g["frames"], g["seed"], strict=True)) for method, g in group.groupby(METHOD)}
-            cells = {method: cells.get(method, set()) for method in dict(list(around.groupby(METHOD)))}
-            every = set().union(*cells.values())
-            for method, present in cells.items():
-                missing = sorted({int(seed) for _, seed in every - present})
-                if missing:
-                    line = f"{', '.join(filter(None, method))} lacks seed {', '.join(map(str, missing))}"
-                    detail = str(split) if pd.isna(generation) else f"{split} of generation {generation}"
-                    found.setdefault(line, []).append(detail)
-        for line, details in found.items():
-            everywhere = len(details) == len(parts)
-            yield f"{name}: {line}" + ("" if everywhere else f" ({'; '.join(details)})")

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 
 from uqbench.figures.curves import Curve, CurvePanel, curves_figure
-from uqbench.figures.survivals import Replicas, survivals_figure
 from uqbench.results import markdown
-from uqbench.results.catalogue import HIGH_IS_GOOD, LEARNING, NEUTRAL, SIGNED
+from uqbench.results.catalogue import HIGH_IS_GOOD, LEARNING, NEUTRAL, SIGNED, Metric, metrics_of
 from uqbench.results.collect import Collected
-from uqbench.results.comparison import METHOD, Comparison
+from uqbench.results.comparison import Comparison
 from uqbench.results.markdown import name, slug, with_unit
+from uqbench.results.places import METHOD
 from uqbench.results.reading import ACQUISITION, OUTER
+from uqbench.results.survival import survival
 
 HERE = ["dataset", "subset", "backbone", "setting"]  # where methods are compared, over all splits and generations
-REPLICAS = "md_replicas.csv"
-ALL = ("all", "run")  # populations that need not be named
-Metric = tuple[str, str, str, str]
-"""Target, metric, population, label."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,8 +43,8 @@ def _section(
 ) -> Section:
     whole = f"Active learning: {title}"
     figures = {f"learning_{file}.png": curves_figure(_panels(rows), xlabel="generation", title=whole)}
-    survival, problems = _survival(raw, title)
-    figures |= {f"survival_{slug(split)}_{file}.png": png for split, png in survival.items()}
+    survived, problems = survival(raw, title)
+    figures |= {f"survival_{slug(split)}_{file}.png": png for split, png in survived.items()}
     runs = raw.groupby(METHOD, sort=False)["path"].nunique()
     counted = ", ".join(f"{name(method)} {count}" for method, count in runs.items())
     lines = [f"## {whole}", "", f"Runs: {counted}.", ""]
@@ -85,7 +81,7 @@ def _by_generation(rows: pd.DataFrame) -> list[str]:
     generations = sorted(rows["generation"].unique())
     head = ["metric", "method", *(f"generation {int(g)}" for g in generations)]
     cells = []
-    for metric, found in _metrics(rows):
+    for metric, found in metrics_of(rows, LEARNING):
         for number, (method, own) in enumerate(found.groupby(METHOD, sort=False)):
             by = {row["generation"]: row for _, row in own.iterrows()}
             label = with_unit(metric[3], own["unit"].iloc[0]) if number == 0 else ""
@@ -96,18 +92,6 @@ def _by_generation(rows: pd.DataFrame) -> list[str]:
 
 def _best(row: pd.Series | None) -> bool:
     return row is not None and bool(row["best"])
-
-
-def _metrics(rows: pd.DataFrame) -> Iterator[tuple[Metric, pd.DataFrame]]:
-    """Yield the metrics of a report that are there, one by one, with their rows."""
-    for target, metric, label in LEARNING:
-        chosen = rows[(rows["target"] == target) & (rows["metric"] == metric)]
-        for population, found in chosen.groupby("population", sort=False):
-            if target in ("forces", "energy") and population not in ALL:
-                continue
-            plain = population in ALL or target == "neb"
-            where = "" if plain else f", {str(population).removeprefix('temperature=')}"
-            yield (target, metric, str(population), label + where), found
 
 
 def _last(rows: pd.DataFrame) -> pd.DataFrame:
@@ -153,7 +137,7 @@ def _against_method(rows: pd.DataFrame) -> list[str]:
 
 def _by_split(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, Metric], pd.DataFrame]]:
     for split, found in rows.groupby("split", sort=False):
-        for metric, own in _metrics(found):
+        for metric, own in metrics_of(found, LEARNING):
             yield ("proposals" if metric[0] == ACQUISITION else str(split), metric), own
 
 
@@ -182,50 +166,6 @@ def _good(metric: str) -> str:
     if metric.startswith(NEUTRAL):
         return ""
     return "higher is better" if metric.startswith(HIGH_IS_GOOD) else "lower is better"
-
-
-def _survival(rows: pd.DataFrame, title: str) -> tuple[dict[str, bytes], list[str]]:
-    """Draw the survival of the first and the last generation for each evaluation that simulated."""
-    figures, problems = {}, []
-    simulated = rows[(rows["target"] == "md") & (rows["metric"] == "survival")].drop_duplicates(["source"])
-    for split, found in simulated.groupby("split", sort=False):
-        panels = []
-        for method, own in found.groupby(METHOD, sort=False):
-            ends = sorted({own["generation"].min(), own["generation"].max()})
-            replicas = []
-            for generation in ends:
-                tables = [_fates(path, problems) for path in own.loc[own["generation"] == generation, "source"]]
-                tables = [table for table in tables if table is not None]
-                if tables:
-                    replicas += _replicas(pd.concat(tables), int(generation), last=generation == ends[-1])
-            if replicas:
-                panels.append((name(method), replicas))
-        if panels:
-            figures[str(split)] = survivals_figure(panels, title=f"Survival in molecular dynamics: {title}")
-    return figures, problems
-
-
-def _fates(source: str, problems: list[str]) -> pd.DataFrame | None:
-    path = Path(source, REPLICAS)
-    try:
-        return pd.read_csv(path)[["temperature", "time_ps", "exploded"]].assign(run=source)
-    except (OSError, ValueError, KeyError) as error:
-        problems.append(f"{path}: missing or damaged ({str(error).splitlines()[0]}); its replicas are not drawn")
-        return None
-
-
-def _replicas(fates: pd.DataFrame, generation: int, *, last: bool) -> list[Replicas]:
-    return [
-        Replicas(
-            temperature=float(temperature),
-            generation=f"{generation} ({'last' if last else 'first'})",
-            last=last,
-            times=own["time_ps"].to_numpy(float),
-            exploded=own["exploded"].to_numpy(bool),
-            runs=own["run"].to_numpy(str),
-        )
-        for temperature, own in fates.groupby("temperature")
-    ]
 
 
 def _here(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import yaml
@@ -24,6 +23,7 @@ TYPES = {"string": pa.string(), "Int64": pa.int64(), "float64": pa.float64()}
 CONVERT = pa.csv.ConvertOptions(
     column_types={name: TYPES[kind] for name, kind in COLUMNS.items()}, strings_can_be_null=True
 )
+READ = pa.csv.ReadOptions(use_threads=False)  # of tables as small as these, threads only cost
 OUTER = "al"  # the command whose run directories hold runs of their own
 ACQUISITION = "acquisition"  # target of rows that belong to no scored structures
 
@@ -36,14 +36,19 @@ class Record:
         path: its folder.
         info: content of run.json.
         settings: by dotted name, all that can change a result; of an evaluation also those of the run that it is of.
-        rows: as in `tables.COLUMNS`, and for each row `source`, the folder of the run that has its bootstrap values,
-            and `frames`, which is equal for runs scored on the same labelled structures.
+        foreign: whether it is an evaluation on other data than the run was trained with.
+        rows: as in `tables.COLUMNS`.
+        sources: for each row, the folder of the run that has its bootstrap values, or one for all.
+        frames: for each row, or for all: equal for runs scored on the same labelled structures.
     """
 
     path: Path
     info: dict[str, Any]
     settings: dict[str, Any]
-    rows: pd.DataFrame
+    foreign: bool
+    rows: pa.Table
+    sources: str | list[str]
+    frames: str | list[str]
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -54,6 +59,17 @@ class Record:
     def command(self) -> str:
         """What made the run: train, evaluate or al."""
         return str(self.settings["command"])
+
+    @property
+    def trained_on(self) -> str:
+        """Data that the model was trained on: data set and subset; of an evaluation, of the run that it is of."""
+        labels = self.labels
+        if "source" in self.info:
+            try:
+                labels = _info(Path(self.info["source"])).get("labels") or labels
+            except DataError:
+                pass  # since moved or removed: the evaluation still stands
+        return "-".join(str(labels[name]) for name in ("dataset", "subset") if labels.get(name))
 
     @property
     def choices(self) -> dict[str, str]:
@@ -67,14 +83,16 @@ def read(path: Path) -> Record:
     if info["status"] != "done":
         raise DataError(f"{path}: {info['status']}, not finished; to finish it: {info.get('command')}")
     Run(path, None, info).check_files()
-    settings = info.get("source_settings", {}) | _settings(path / CONFIG)
+    own = _settings(path / CONFIG)
+    settings = info.get("source_settings", {}) | own
     if "command" not in settings or not isinstance(info.get("labels"), dict):
         raise DataError(f"{path}: not a run of a model, or damaged")
     rows = _metrics(path / METRICS)
-    rows["source"], rows["frames"] = str(path), _scored(info)
+    sources, frames = str(path), _scored(info)
     if settings["command"] == OUTER:
-        _nested(path, rows)
-    return Record(path, info, settings, rows)
+        sources, frames = _nested(path, rows)
+    foreign = settings["command"] == "evaluate" and any(key.startswith("dataset.") for key in own)
+    return Record(path, info, settings, foreign, rows, sources, frames)
 
 
 def _info(path: Path) -> dict[str, Any]:
@@ -100,27 +118,32 @@ def _settings(path: Path) -> dict[str, Any]:
     return config.settings(content)
 
 
-def _metrics(path: Path) -> pd.DataFrame:
+def _metrics(path: Path) -> pa.Table:
     try:
-        table = pa.csv.read_csv(path, convert_options=CONVERT)
+        table = pa.csv.read_csv(path, read_options=READ, convert_options=CONVERT)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a table of metrics ({str(error).splitlines()[0]})") from error
     if table.column_names != list(COLUMNS):
         odd = sorted(set(table.column_names) ^ set(COLUMNS))
         raise DataError(f"{path}: not a table of metrics (missing or unknown columns: {', '.join(odd)})")
-    return table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    return table
 
 
 def _scored(info: dict[str, Any]) -> str:
     return str(info.get("scored_sha256") or info.get("data_sha256"))
 
 
-def _nested(path: Path, rows: pd.DataFrame) -> None:
-    """Say for the rows of an active-learning run which of the runs inside it they come from."""
-    for (generation, split), group in rows.groupby(["generation", "split"], sort=False):
-        folder = path / (f"generation_{generation}" + ("" if split == "test" else f"_{split}"))
-        if not (folder / INFO).exists():
-            raise DataError(f"{path}: {folder.name} is missing; restore it, or delete the run and repeat it")
-        rows.loc[group.index, ["source", "frames"]] = str(folder), _scored(_info(folder))
-    # Proposals are made anew by each run: only their seeds can be alike.
-    rows.loc[rows["target"] == ACQUISITION, ["source", "frames"]] = "", ACQUISITION
+def _nested(path: Path, rows: pa.Table) -> tuple[list[str], list[str]]:
+    """Say for the rows of an active-learning run which of the runs inside it they come from, and their frames."""
+    keys = list(zip(*(rows[name].to_pylist() for name in ("generation", "split", "target")), strict=True))
+    found: dict[tuple, tuple[str, str]] = {}
+    for generation, split, target in dict.fromkeys(keys):
+        # Proposals are made anew by each run: only their seeds can be alike.
+        place = "", ACQUISITION
+        if target != ACQUISITION:
+            folder = path / (f"generation_{generation}" + ("" if split == "test" else f"_{split}"))
+            if not (folder / INFO).exists():
+                raise DataError(f"{path}: {folder.name} is missing; restore it, or delete the run and repeat it")
+            place = str(folder), _scored(_info(folder))
+        found[generation, split, target] = place
+    return [found[key][0] for key in keys], [found[key][1] for key in keys]

@@ -9,11 +9,12 @@ taken to vary as those of the other do.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from uqbench.metrics.bootstrap import LEVEL
 
@@ -53,7 +54,7 @@ def estimate(one: Values) -> Estimate:
     return _combine(_by_frames(one), None)
 
 
-def difference(one: Values, other: Values) -> Estimate:
+def difference(one: Values, other: Values, level: float = LEVEL) -> Estimate:
     """Mean of one method minus that of another, paired over the structures that both were scored on.
 
     Sets of frames that only one of them has are left out. Raises ValueError where none is left.
@@ -62,7 +63,28 @@ def difference(one: Values, other: Values) -> Estimate:
     shared = [name for name in mine if name in theirs]
     if not shared:
         raise ValueError("no structures in common")
-    return _combine({name: mine[name] for name in shared}, {name: theirs[name] for name in shared})
+    return _combine({name: mine[name] for name in shared}, {name: theirs[name] for name in shared}, level)
+
+
+def stratified(one: Values, other: Values, level: float = LEVEL) -> Estimate:
+    """Mean difference of two methods over these sets of frames, by the chance within each: structures and seeds.
+
+    Unlike that of `difference`, its interval is of these sets alone, and needs repeated runs on each: it is NaN
+    where a set has one run of either method. Raises ValueError where there is no set in common.
+    """
+    mine, theirs = _by_frames(one), _by_frames(other)
+    shared = [name for name in mine if name in theirs]
+    if not shared:
+        raise ValueError("no structures in common")
+    mean = sum(mine[name].mean - theirs[name].mean for name in shared) / len(shared)
+    runs = min(sum(side[name].n for name in shared) for side in (mine, theirs))
+    parts: list[tuple[float, float]] = []
+    for name in shared:
+        pair = mine[name], theirs[name]
+        if any(group.n < 2 for group in pair):
+            return Estimate(mean, math.nan, math.nan, runs, math.nan)
+        parts += [_structures(*pair), *_between_runs(list(pair))]
+    return _interval(mean, [(variance / len(shared) ** 2, freedom) for variance, freedom in parts], runs, level)
 
 
 def share(counts: Sequence[int], trials: Sequence[int]) -> Estimate:
@@ -82,11 +104,11 @@ def share(counts: Sequence[int], trials: Sequence[int]) -> Estimate:
     if runs > 1:
         between = runs / (runs - 1) * float((((counts - p * trials) / n) ** 2).sum())
         effect = max(between / (p * (1 - p) / n), 1.0) if 0 < p < 1 else 1.0
-        reach = stats.t.ppf(0.5 + LEVEL / 2, [n - 1, runs - 1])
+        reach = special.stdtrit([n - 1, runs - 1], 0.5 + LEVEL / 2)
         effective = n / effect * float(reach[0] / reach[1]) ** 2
     x, tail = p * effective, (1 - LEVEL) / 2
-    low = float(stats.beta.ppf(tail, x, effective - x + 1)) if x > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, x + 1, effective - x)) if x < effective else 1.0
+    low = float(special.betaincinv(x, effective - x + 1, tail)) if x > 0 else 0.0
+    high = float(special.betaincinv(x + 1, effective - x, 1 - tail)) if x < effective else 1.0
     return Estimate(p, low, high, runs, spread)
 
 
@@ -101,57 +123,75 @@ def share_difference(one: Estimate, other: Estimate) -> Estimate:
     return Estimate(gap, max(low, -1.0), min(high, 1.0), min(one.runs, other.runs), float("nan"))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class _Group:
-    """Runs on the same frames: values (k,), samples of their mean (B,) or None."""
+    """Runs on the same frames: mean, n and variance (NaN for one) of their values, samples (B,) of their mean or None.
 
-    values: Array
-    samples: Array | None
+    Plain numbers, since arrays of a few elements take most of their time to be made, and a report makes very many.
+    """
+
+    def __init__(self, values: list[float], samples: list[Array | None]) -> None:
+        self.n = len(values)
+        self.mean = sum(values) / self.n
+        self.variance = _variance(values, self.mean)
+        self._samples = samples
+
+    @property
+    def samples(self) -> Array | None:
+        first, *others = self._samples
+        if first is None or any(s is None or len(s) != len(first) for s in others):
+            return None
+        return sum(others, first) / self.n
+
+
+def _variance(values: list[float], mean: float) -> float:
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1) if len(values) > 1 else math.nan
 
 
 def _by_frames(one: Values) -> dict[str, _Group]:
-    groups = {}
-    for name in dict.fromkeys(one.frames):
-        members = [k for k, frames in enumerate(one.frames) if frames == name]
-        samples = [one.samples[k] for k in members]
-        known = all(s is not None and len(s) == len(samples[0]) for s in samples)
-        groups[name] = _Group(np.array([one.values[k] for k in members]), np.mean(samples, axis=0) if known else None)
-    return groups
+    members: dict[str, list[int]] = {}
+    for k, frames in enumerate(one.frames):
+        members.setdefault(frames, []).append(k)
+    return {
+        frames: _Group([float(one.values[k]) for k in found], [one.samples[k] for k in found])
+        for frames, found in members.items()
+    }
 
 
-def _combine(mine: dict[str, _Group], theirs: dict[str, _Group] | None) -> Estimate:
-    means = np.array([g.values.mean() - (theirs[name].values.mean() if theirs else 0.0) for name, g in mine.items()])
-    runs = min(sum(len(g.values) for g in side.values()) for side in (mine, theirs or mine))
-    seeds = _seed_variance(mine)
-    mean = float(means.mean())
+def _combine(mine: dict[str, _Group], theirs: dict[str, _Group] | None, level: float = LEVEL) -> Estimate:
+    means = [group.mean - (theirs[name].mean if theirs else 0.0) for name, group in mine.items()]
+    runs = min(sum(g.n for g in side.values()) for side in (mine, theirs or mine))
+    seeds = _seed_deviation(mine)
+    mean = sum(means) / len(means)
     if len(means) > 1:
         # Between independent sets of frames both kinds of chance show at once.
-        parts = [(float(means.var(ddof=1)) / len(means), len(means) - 1)]
+        parts = [(_variance(means, mean) / len(means), len(means) - 1)]
     else:
         ((name, group),) = mine.items()
         parts = [_structures(group, theirs[name] if theirs else None)]
         parts += _between_runs([group] + ([theirs[name]] if theirs else []))
-    parts = [(variance, freedom) for variance, freedom in parts if np.isfinite(variance)]
+    return dataclasses.replace(_interval(mean, parts, runs, level), seeds=seeds)
+
+
+def _interval(mean: float, parts: list[tuple[float, float]], runs: int, level: float) -> Estimate:
+    """Interval from independent variances with their degrees of freedom, those that are known."""
+    parts = [(variance, freedom) for variance, freedom in parts if math.isfinite(variance)]
     total = sum(variance for variance, _ in parts)
     # Equal values of a few runs are no proof that there is no chance.
-    if not total > 0 or not np.isfinite(mean):
-        return Estimate(mean, float("nan"), float("nan"), runs, seeds)
+    if not total > 0 or not math.isfinite(mean):
+        return Estimate(mean, math.nan, math.nan, runs, math.nan)
     freedom = total**2 / sum(v**2 / f for v, f in parts)
-    reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom) * np.sqrt(total))
-    return Estimate(mean, mean - reach, mean + reach, runs, seeds)
+    reach = float(special.stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(total)
+    return Estimate(mean, mean - reach, mean + reach, runs, math.nan)
 
 
 def _between_runs(groups: list[_Group]) -> list[tuple[float, float]]:
     """Variance of each mean over the seeds, and its degrees of freedom; a single run is given that of the others."""
-    known = [g for g in groups if len(g.values) > 1]
+    known = [g for g in groups if g.n > 1]
     if not known:
         return []
-    freedom = sum(len(g.values) - 1 for g in known)
-    pooled = sum((len(g.values) - 1) * float(g.values.var(ddof=1)) for g in known) / freedom
-    return [
-        (float(g.values.var(ddof=1)) / len(g.values), len(g.values) - 1) if len(g.values) > 1 else (pooled, freedom)
-        for g in groups
-    ]
+    freedom = sum(g.n - 1 for g in known)
+    pooled = sum((g.n - 1) * g.variance for g in known) / freedom
+    return [(g.variance / g.n, g.n - 1) if g.n > 1 else (pooled, freedom) for g in groups]
 
 
 def _structures(group: _Group, other: _Group | None) -> tuple[float, float]:
@@ -168,10 +208,9 @@ def _structures(group: _Group, other: _Group | None) -> tuple[float, float]:
     return float(defined.var(ddof=1)), len(defined) - 1
 
 
-def _seed_variance(groups: dict[str, _Group]) -> float:
+def _seed_deviation(groups: dict[str, _Group]) -> float:
     """Standard deviation between runs on the same frames, pooled over the sets of frames."""
-    repeated = [g.values for g in groups.values() if len(g.values) > 1]
+    repeated = [g for g in groups.values() if g.n > 1]
     if not repeated:
-        return float("nan")
-    freedom = sum(len(v) - 1 for v in repeated)
-    return float(np.sqrt(sum((len(v) - 1) * v.var(ddof=1) for v in repeated) / freedom))
+        return math.nan
+    return math.sqrt(sum((g.n - 1) * g.variance for g in repeated) / sum(g.n - 1 for g in repeated))

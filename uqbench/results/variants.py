@@ -32,6 +32,11 @@ class Variant:
         return self._text(lambda key: not _within(key, METHOD_GROUP))
 
     @property
+    def own(self) -> str:
+        """Settings of the UQ method alone."""
+        return self._text(lambda key: _within(key, METHOD_GROUP))
+
+    @property
     def without_acquisition(self) -> str:
         """Equal for runs that differ in the acquisition alone."""
         return self._text(lambda key: not _within(key, ACQUISITION_GROUP))

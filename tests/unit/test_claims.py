@@ -1,0 +1,202 @@
+"""Ranks and verdicts: against other libraries, and on studies whose outcome is planted."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from uqbench.results import ranks
+from uqbench.results.claims import CONTRADICTED, OPEN, SUPPORTED, verdicts
+from uqbench.results.evidence import BARRIER, IN, JUDGED, OUT, RAW, SURVIVAL, Evidence, worth
+
+SPEARMAN = ("forces", "spearman")
+MAE = ("forces", "mae")
+METHODS = ("ensemble", "mve", "evidential", "gmm")
+
+
+def study(
+    effects,
+    *,
+    methods=METHODS,
+    blocks=6,
+    seeds=2,
+    domains=("in", "out"),
+    noise=0.003,
+    drop=(),
+    chance=1,
+    quantities=None,
+):
+    """Rows of a study; `effects` maps (method, target, metric, domain or None) to what is added to the common value."""
+    rng, rows = np.random.default_rng(chance), []
+    scored = quantities or [quantity[:2] for quantity in (*JUDGED, RAW)]
+    simulated = [SURVIVAL[:2], ("neb", "barrier_error")] if "out" in domains and not quantities else []
+    for domain in domains:
+        for target, metric in scored + (simulated if domain == "out" else []):
+            for block in range(blocks):
+                hard = 0.5 + 0.1 * block / blocks
+                for method in methods:
+                    for seed in range(seeds):
+                        if (method, block, seed) in drop:
+                            continue
+                        shift = effects.get((method, target, metric, domain), effects.get((method, target, metric), 0))
+                        value = hard + shift + noise * rng.normal()
+                        split = {"in": "test", "out": "far"}[domain] if target in ("forces", "energy") else "hot"
+                        rows.append(
+                            {"command": "train", "dataset": "toy", "subset": f"t{block}", "split": split}
+                            | {"generation": pd.NA, "backbone": "net", "setting": None, "uq": method, "own": ""}
+                            | {"shared": "", "frames": f"{domain}{block}", "seed": seed, "target": target}
+                            | {"population": "all", "metric": metric, "value": value, "domain": domain, "n": 9}
+                            | {"source": "", "path": f"{method}{block}{seed}", "acquisition": "", "unit": "1"}
+                            | {"ci_low": np.nan, "ci_high": np.nan}
+                        )
+    return Evidence(pd.DataFrame(rows).astype({"generation": "Int64"}))
+
+
+def verdict_of(evidence):
+    return {one.claim: one.verdict for one in verdicts(evidence)}
+
+
+def everywhere(method, shift):
+    """A shift on every metric, for the better where it is negative."""
+    sign = {"spearman": -1, "roc_auc_80": -1, "survival": -1}
+    metrics = [quantity[:2] for quantity in (*JUDGED, RAW, SURVIVAL)] + [("neb", "barrier_error")]
+    return {(method, *metric): sign.get(metric[1], 1) * shift for metric in metrics}
+
+
+def test_equal_methods_decide_nothing():
+    for blocks in (2, 6):
+        assert set(verdict_of(study({}, blocks=blocks, seeds=3, noise=0.1)).values()) == {OPEN}
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 6])
+def test_equal_methods_are_told_apart_as_rarely_as_the_level_says(blocks):
+    studies, wrong = 60, 0
+    settings = {"methods": ("a", "b"), "blocks": blocks, "seeds": 3, "domains": ("in",), "quantities": [SPEARMAN]}
+    for chance in range(studies):
+        one = study({}, **settings, chance=chance).contrast("a", "b", IN, JUDGED[2], 0.9)
+        wrong += one.better or one.worse
+    assert wrong / studies < 0.1 + 3 * np.sqrt(0.1 * 0.9 / studies)
+
+
+def test_an_ensemble_that_is_better_everywhere():
+    found = verdict_of(study(everywhere("ensemble", -0.2)))
+    assert found["C1"] == CONTRADICTED and found["C2"] == SUPPORTED and found["C6"] == SUPPORTED
+    assert found["C5"] == SUPPORTED and found["C4"] == OPEN
+
+
+def test_a_method_that_is_better_on_one_metric_breaks_the_rule_of_the_ensemble():
+    effects = everywhere("ensemble", -0.2) | {("mve", "forces", "miscalibration_area"): -0.3}
+    found = verdict_of(study(effects))
+    assert found["C1"] == SUPPORTED, "now every method is beaten somewhere"
+
+
+def test_mve_good_in_domain_only():
+    effects = {("mve", *SPEARMAN, "in"): 0.2, ("mve", *SPEARMAN, "out"): -0.2}
+    assert verdict_of(study(effects))["C3"] == SUPPORTED
+    assert verdict_of(study({("mve", *SPEARMAN): 0.2}))["C3"] == CONTRADICTED, "good out of domain too"
+    assert verdict_of(study({("mve", *SPEARMAN): -0.2}))["C3"] == CONTRADICTED, "bad in domain"
+    assert verdict_of(study({("mve", *SPEARMAN, "in"): 0.2}, domains=("in",)))["C3"] == OPEN
+
+
+def test_gmm_out_of_domain():
+    assert verdict_of(study({("gmm", *SPEARMAN, "out"): 0.2}))["C4"] == SUPPORTED
+    assert verdict_of(study({("evidential", *SPEARMAN, "out"): 0.2}))["C4"] == CONTRADICTED
+    assert verdict_of(study({("gmm", *SPEARMAN, "in"): 0.2}))["C4"] == OPEN
+    without = study({("gmm", *SPEARMAN, "out"): 0.2}, methods=("ensemble", "mve", "gmm"))
+    assert verdict_of(without)["C4"] == OPEN, "nothing is said of evidential regression"
+
+
+def test_evidential_preferred_on_one_metric():
+    assert verdict_of(study({("evidential", *MAE, "in"): -0.2}))["C5"] == CONTRADICTED
+    assert verdict_of(study(everywhere("evidential", 0.2)))["C5"] == SUPPORTED
+
+
+def test_a_more_robust_single_model_contradicts_the_ensemble():
+    assert verdict_of(study(everywhere("ensemble", -0.2) | {("gmm", *SURVIVAL[:2]): 0.4}))["C2"] == CONTRADICTED
+    assert verdict_of(study({("gmm", "neb", "barrier_error"): -0.3}))["C2"] == CONTRADICTED
+
+
+def test_single_models_that_are_level_everywhere_contradict_c6():
+    assert verdict_of(study({}, noise=1e-4))["C6"] == CONTRADICTED
+    assert verdict_of(study({}, noise=1e-4, domains=("in",)))["C6"] == OPEN, "nothing is known out of domain"
+
+
+def test_single_runs_on_few_data_sets_decide_nothing():
+    evidence = study(everywhere("ensemble", -0.4), blocks=2, seeds=1)
+    assert set(verdict_of(evidence).values()) == {OPEN}
+    decided = study(everywhere("ensemble", -0.4), blocks=2, seeds=3)
+    assert verdict_of(decided)["C6"] == SUPPORTED
+
+
+def test_numbers_say_direction_level_and_blocks():
+    evidence = study(everywhere("ensemble", -0.2), drop={("mve", 0, 0), ("mve", 0, 1)})
+    one = evidence.contrast("mve", "ensemble", IN, JUDGED[0], 0.99)
+    assert one.worse and (one.blocks, one.of) == (5, 6)
+    text = str(one)
+    assert text.startswith("force MAE, in domain: mve worse than ensemble, +") and "at 99 %; blocks: 5 of 6" in text
+    assert evidence.contrast("mve", "nobody", IN, JUDGED[0], 0.95) is None
+
+
+def test_the_last_generation_after_attacks_is_what_counts():
+    rows = study({}, methods=("a",), blocks=1, domains=("out",)).rows
+    rows = rows[rows["metric"] == "mae"].drop(columns=["method", "block"])
+    parts = []
+    for generation, acquisition, value in ((1, "adversarial", 3.0), (2, "adversarial", 2.0), (2, "random", 1.0)):
+        parts.append(rows.assign(generation=generation, acquisition=acquisition, value=value, path=acquisition))
+    learned = pd.concat(parts, ignore_index=True).astype({"generation": "Int64"}).assign(domain="out", command="al")
+    assert set(Evidence(learned).rows["value"]) == {2.0}
+
+
+def test_constant_scores_count_as_uninformed():
+    assert worth("spearman", np.array([np.nan, 0.5])).tolist() == [0.0, -0.5]
+    assert worth("roc_auc_80", np.array([np.nan])).tolist() == [-0.5]
+    assert np.isnan(worth("calibrated_miscalibration_area", np.array([np.nan])))[0]
+    assert worth("mae", np.array([2.0])) == pytest.approx(np.log(2))
+
+
+def test_barriers_are_judged_by_their_size():
+    evidence = study({("gmm", "neb", "barrier_error"): -1.1}, noise=1e-3)
+    one = evidence.contrast("gmm", "mve", "simulation", BARRIER, 0.95)
+    assert np.exp(one.gap.mean) == pytest.approx(1.0, rel=0.2), "0.5 - 1.1 is about as bad as 0.6"
+
+
+def table(seed=0, blocks=24):
+    rng = np.random.default_rng(seed)
+    shifts = np.array([0.0, 0.05, 0.8, 1.6, 0.1])
+    return pd.DataFrame(rng.normal(size=(blocks, 5)) + shifts, columns=list("abcde"))
+
+
+def test_ranks_are_friedmans_and_nemenyis():
+    posthocs = pytest.importorskip("scikit_posthocs")
+    for seed in range(4):
+        data = table(seed)
+        found = ranks.rank(data, IN)
+        expected = stats.friedmanchisquare(*data.to_numpy().T)
+        assert (found.statistic, found.p) == pytest.approx((expected.statistic, expected.pvalue))
+        pairs = posthocs.posthoc_nemenyi_friedman(data.to_numpy())
+        place = {method: k for k, method in enumerate(data.columns)}
+        for i, one in enumerate(found.methods):
+            for j, other in enumerate(found.methods):
+                apart = abs(found.ranks[i] - found.ranks[j]) > found.critical
+                assert apart == (pairs.iloc[place[one], place[other]] < 0.05)
+
+
+def test_the_critical_difference_is_that_of_demsars_table():
+    # q for 2, 5 and 10 classifiers at 0.05: table 5 of Demsar (2006).
+    for k, q in ((2, 1.960), (5, 2.728), (10, 3.164)):
+        assert ranks.critical_difference(k, 14) == pytest.approx(q * np.sqrt(k * (k + 1) / (6 * 14)), rel=1e-3)
+
+
+def test_a_better_method_ranks_first_and_equal_ones_are_joined():
+    found = {one.domain: one for one in ranks.rankings(study(everywhere("ensemble", -0.2)))}
+    assert set(found) == {IN, OUT}
+    assert found[IN].methods[0] == "ensemble" and found[IN].ranks[0] == 1.0 and found[IN].p < 1e-6
+    assert found[IN].blocks == 6 * len(JUDGED) and found[IN].left_out == 0
+    rest = found[IN].ranks[1:]
+    assert rest.max() - rest.min() < found[IN].critical
+
+
+def test_blocks_that_lack_a_method_are_counted_and_left_out():
+    evidence = study({}, drop={("gmm", 0, 0), ("gmm", 0, 1)})
+    (found, _) = ranks.rankings(evidence)
+    assert found.left_out == len(JUDGED) and found.blocks == 5 * len(JUDGED)

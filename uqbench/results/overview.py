@@ -1,0 +1,150 @@
+"""The parts of a report that look across data sets: claims, ranks, domains side by side, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from uqbench.figures.costs import Trade, costs_figure, pareto
+from uqbench.figures.critical import cliques, critical_figure
+from uqbench.results import markdown
+from uqbench.results.catalogue import badness
+from uqbench.results.claims import SHARED_RULE, Verdict
+from uqbench.results.evidence import JUDGED, Quantity
+from uqbench.results.markdown import name, slug, table, with_unit
+from uqbench.results.places import METHOD, PLACE, describe
+from uqbench.results.ranks import Ranking
+from uqbench.results.tables import number
+
+COSTS = (("training_time", "training"), ("inference_time", "inference"))
+CONDITIONS = ["trained_on", "backbone", "setting", "shared"]
+QUALITIES = (JUDGED[0], JUDGED[2], JUDGED[5])
+PART = 6  # numbers of a claim that are shown at once; the others are folded away
+
+Part = tuple[list[str], dict[str, bytes]]
+"""Lines of Markdown, and figures by file name."""
+
+
+def claims(verdicts: Iterable[Verdict]) -> list[str]:
+    """The claims with their verdicts, then rule and numbers of each."""
+    verdicts = list(verdicts)
+    rows = [[one.claim, one.text, f"**{one.verdict}**", one.reason] for one in verdicts]
+    lines = ["## Claims of the study", "", "What these runs say, by rules that are fixed in the program."]
+    lines += table(["claim", "", "verdict", "because"], rows)
+    lines += ["### How claims are decided", "", *SHARED_RULE.splitlines(), ""]
+    for one in verdicts:
+        lines += [f"**{one.claim}.** {one.rule}", ""]
+        lines += [f"- {number}" for number in one.numbers[:PART]]
+        if len(one.numbers) > PART:
+            lines += [f"- and {len(one.numbers) - PART} more in claims.csv"]
+        lines.append("")
+    return lines
+
+
+def ranks(rankings: Iterable[Ranking]) -> Part:
+    """Mean ranks with the tests, and a critical-difference diagram, for each domain."""
+    lines, figures = [], {}
+    for one in rankings:
+        file = f"ranks_{slug(one.domain)}.png"
+        title = f"{one.domain}: mean ranks over {one.blocks} blocks (1 is best)"
+        figures[file] = critical_figure(one.methods, one.ranks, one.critical, title=title)
+        lines += [f"### Ranks {one.domain}", "", f"![mean ranks {one.domain}]({file})", ""]
+        lines += [_friedman(one), ""]
+        joined = [", ".join(one.methods[first : last + 1]) for first, last in cliques(one.ranks, one.critical)]
+        if joined:
+            lines += [f"Not told apart: {'; '.join(joined)}.", ""]
+        if one.left_out:
+            lines += [f"{one.left_out} further blocks lack a method and are left out.", ""]
+    if not lines:
+        return [], {}
+    metrics = ", ".join(label for *_, label in JUDGED)
+    opening = [
+        "## Ranks",
+        "",
+        f"Blocks are data set × split × metric ({metrics}); of seeds, the mean is ranked. The tests take blocks for",
+        "independent, which metrics of the same predictions are not: they are a guide; the paired differences decide.",
+        "",
+    ]
+    return opening + lines, figures
+
+
+def _friedman(one: Ranking) -> str:
+    listed = ", ".join(f"{method} {value:.2f}" for method, value in zip(one.methods, one.ranks, strict=True))
+    text = f"Mean ranks: {listed}."
+    if np.isnan(one.p):
+        return f"{text} No test for fewer than three methods or two blocks."
+    test = f"Friedman χ² = {number(one.statistic)}, p = {one.p:.2g}; Nemenyi's critical difference {one.critical:.2f}"
+    return f"{text} {test} ({one.blocks} blocks, 95 %)."
+
+
+def domains(summary: pd.DataFrame) -> list[str]:
+    """Scores of the same models in domain and out of it, side by side."""
+    scored = summary[summary["target"].isin(["forces", "energy"]) & (summary["population"] == "all")]
+    last = scored.groupby(["command", *CONDITIONS], dropna=False)["generation"].transform("max")
+    scored = scored[scored["generation"].isna() | (scored["generation"] == last)]
+    lines = []
+    for place, rows in scored.groupby(CONDITIONS, sort=False, dropna=False):
+        if set(rows["domain"]) != {"in", "out"}:
+            continue
+        rows = rows.assign(where=[_where(row) for row in rows.itertuples()])
+        columns = rows.sort_values("domain")[["where", "domain"]].drop_duplicates("where")
+        head = [f"{where} ({domain})" for where, domain in columns.itertuples(index=False, name=None)]
+        cells = []
+        for target, metric, label in JUDGED:
+            found = rows[(rows["target"] == target) & (rows["metric"] == metric)]
+            for count, (method, own) in enumerate(found.groupby(METHOD, sort=False)):
+                by = {row["where"]: row for _, row in own.iterrows()}
+                first = "" if count else with_unit(label, own["unit"].iloc[0])
+                cells.append([first, name(method), *(markdown.estimate(by.get(where)) for where in columns["where"])])
+        lines += [f"### {describe(part for part in place if part != '')}", ""]
+        lines += table(["metric", "method", *head], cells)
+    return ["## In domain and out of it", "", *lines] if lines else []
+
+
+def _where(row: tuple) -> str:
+    data = "-".join(str(part) for part in (row.dataset, row.subset) if not pd.isna(part))
+    generation = "" if pd.isna(row.generation) else f", generation {int(row.generation)}"
+    return f"{row.split}{generation}" if data == row.trained_on else f"{data}, {row.split}"
+
+
+def costs(summary: pd.DataFrame) -> Part:
+    """Quality against the cost of training and inference, for each data set and backbone that was trained on."""
+    lines, figures = [], {}
+    trained = summary[(summary["command"] == "train") & summary["population"].isin(["all", "run"])]
+    for place, rows in trained.groupby(PLACE[1:], sort=False, dropna=False):
+        methods = list(rows[METHOD].drop_duplicates().itertuples(index=False, name=None))
+        trades = [[_trade(rows, methods, cost, quality) for quality in QUALITIES] for cost in COSTS]
+        trades = [[trade for trade in line if trade is not None] for line in trades]
+        trades = [line for line in trades if line]
+        if len(methods) < 2 or not trades:
+            continue
+        title, names = describe(place), [name(method) for method in methods]
+        file = f"costs_{slug(title)}.png"
+        figures[file] = costs_figure(names, trades, title=f"Quality against cost: {title}")
+        lines += [f"### {title}", "", f"![quality against cost, {title}]({file})", ""]
+        cells = []
+        for trade in (trade for line in trades for trade in line):
+            front = pareto(trade.costs, trade.badness)
+            order = sorted(np.flatnonzero(front), key=lambda k: trade.costs[k])
+            cells.append([trade.cost, trade.quality, ", ".join(names[k] for k in order)])
+        lines += table(["cost", "quality", "front, cheapest first"], cells)
+    remark = [
+        "Times are means over runs, on machines that may have done other things too. The front holds the methods that",
+        "nothing cheaper equals, by the means alone; the intervals in the figure say how sure that is.",
+        "",
+    ]
+    return (["## Quality against cost", "", *remark, *lines], figures) if lines else ([], {})
+
+
+def _trade(rows: pd.DataFrame, methods: list[tuple], cost: tuple[str, str], quality: Quantity) -> Trade | None:
+    paid = rows[(rows["target"] == "cost") & (rows["metric"] == cost[0])].set_index(METHOD)
+    got = rows[(rows["target"] == quality[0]) & (rows["metric"] == quality[1])].set_index(METHOD)
+    if not len(paid) or not len(got):
+        return None
+    spent = paid["mean"].reindex(methods).to_numpy(float)
+    values, low, high = (got[key].reindex(methods).to_numpy(float) for key in ("mean", "ci_low", "ci_high"))
+    cost_label = with_unit(cost[1], str(paid["unit"].iloc[0]))
+    quality_label = with_unit(quality[2], str(got["unit"].iloc[0]))
+    return Trade(cost_label, quality_label, spent, values, low, high, badness(quality[1], values))

@@ -1,0 +1,103 @@
+"""The part of a report on one place: a figure, a table of all methods, and their differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from uqbench.figures.methods import Panel, Point, methods_figure
+from uqbench.results.catalogue import HIGH_IS_GOOD, MAIN, SIMULATED, metrics_of
+from uqbench.results.collect import Collected
+from uqbench.results.comparison import Comparison
+from uqbench.results.generations import Section
+from uqbench.results.markdown import NOTHING, difference, estimate, name, slug, table, with_unit
+from uqbench.results.places import METHOD, PLACE
+from uqbench.results.reading import OUTER
+from uqbench.results.survival import survival
+from uqbench.results.tables import number
+
+DRAWN = (
+    *(("forces", "mae"), ("energy", "mae"), ("forces", "spearman"), ("forces", "roc_auc_80")),
+    *(("forces", "miscalibration_area"), ("forces", "calibrated_miscalibration_area"), ("forces", "cnll")),
+    *(("forces", "conformal_radius_90"), ("neb", "barrier_abs_error"), ("md", "survival")),
+)
+
+
+def sections(collected: Collected, comparison: Comparison) -> Iterator[Section]:
+    """Yield one section for each place where methods were run, but not of active learning."""
+    gaps = _by_place(comparison.differences)
+    raw = _by_place(collected.rows)
+    for place, rows in _by_place(comparison.summary).items():
+        if place[0] != OUTER:
+            parts = [str(part) for part in place if part != ""]
+            yield _section(", ".join(parts[1:]), slug("-".join(parts)), rows, gaps.get(place), raw[place])
+
+
+def _by_place(rows: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
+    if not len(rows):
+        return {}
+    groups = rows.groupby(PLACE, sort=False, dropna=False)
+    return {tuple("" if pd.isna(part) else part for part in place): own for place, own in groups}
+
+
+def _section(title: str, file: str, rows: pd.DataFrame, gaps: pd.DataFrame | None, raw: pd.DataFrame) -> Section:
+    methods = list(rows[METHOD].drop_duplicates().itertuples(index=False, name=None))
+    figure = draw(rows, methods, title)
+    figures = {f"methods_{file}.png": figure} if figure else {}
+    survived, problems = survival(raw, title)
+    figures |= {f"survival_{file}.png": png for png in survived.values()}
+    runs = rows.groupby(METHOD)["runs"].max()
+    lines = [f"## {title}", ""]
+    lines += [f"![{'survival' if path.startswith('survival') else 'methods'}, {title}]({path})\n" for path in figures]
+    cells = []
+    for (_, _, _, label), found in metrics_of(rows, (*MAIN, *SIMULATED)):
+        own = _by_method(found)
+        cells.append([with_unit(label, found["unit"].iloc[0]), *(_cell(own.get(method)) for method in methods)])
+    lines += table(["metric (runs)", *(f"{name(method)} ({runs[method]})" for method in methods)], cells)
+    if gaps is not None:
+        lines += _differences(gaps, methods)
+    return Section(lines, figures, problems)
+
+
+def _differences(gaps: pd.DataFrame, methods: list[tuple]) -> list[str]:
+    compared = set(gaps[METHOD].itertuples(index=False, name=None))
+    others = [method for method in methods if method in compared]
+    cells = []
+    for (_, _, _, label), found in metrics_of(gaps, (*MAIN, *SIMULATED)):
+        own = _by_method(found)
+        cells.append([with_unit(label, found["unit"].iloc[0]), *(difference(own.get(method)) for method in others)])
+    lines = [
+        f"Paired difference to {gaps['against'].iloc[0]} (negative: the method has the smaller value). **Bold**: the",
+        "interval leaves out zero, and covers seeds.",
+    ]
+    return lines + table(["metric", *map(name, others)], cells)
+
+
+def draw(rows: pd.DataFrame, methods: list[tuple[str, str]], title: str) -> bytes | None:
+    """Draw the main metrics of one place; None where there are none."""
+    panels = []
+    for (target, metric, _, label), found in metrics_of(rows, (*MAIN, *SIMULATED)):
+        if (target, metric) not in DRAWN:
+            continue
+        own = _by_method(found)
+        points = [
+            Point(*row[["mean", "ci_low", "ci_high", "ideal"]], row["values"]) if row is not None else None
+            for row in map(own.get, methods)
+        ]
+        unit = found["unit"].iloc[0]
+        better = "higher" if metric.startswith(HIGH_IS_GOOD) else "lower"
+        panels.append(Panel(label, "" if unit == "1" else unit, better, points))
+    return methods_figure([name(method) for method in methods], panels, title=title) if panels else None
+
+
+def _by_method(rows: pd.DataFrame) -> dict[tuple, pd.Series]:
+    return {(row["uq"], row["variant"]): row for _, row in rows.iterrows()}
+
+
+def _cell(row: pd.Series | None) -> str:
+    if row is None or np.isnan(row["mean"]):
+        return NOTHING
+    text = estimate(row, bold=row["best"])
+    return text if np.isnan(row["ideal"]) else f"{text} [{number(row['ideal'])}]"
