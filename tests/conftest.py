@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(shares))
 
 import pytest
+from toy_calculators import children
 
 from uqbench.datasets.quickstart import Quickstart
 from uqbench.structures import Structures
@@ -28,3 +29,10 @@ def ethanol() -> Structures:
     quickstart = Quickstart(n_train=30, n_validation=10, n_test=20, block=1, split_seed=0)
     structures = quickstart.load()
     return structures[:: len(structures) // 60][:60]
+
+
+@pytest.fixture
+def started():
+    """Gives the processes that this test has started and that still run; other tests may have left some to end."""
+    before = set(children(os.getpid()))
+    return lambda: [pid for pid in children(os.getpid()) if pid not in before]

@@ -1,13 +1,10 @@
 """The contract of every oracle in conf/oracle: what is added there is tested here without another line."""
 
-import os
-
 import numpy as np
 import pytest
 from ase import Atoms
 from helpers import options
 from omegaconf import OmegaConf
-from toy_calculators import children
 
 from uqbench import config
 from uqbench.cli import open_hydra
@@ -37,14 +34,14 @@ def build(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("option", options("oracle"))
-def test_constructing_starts_and_writes_nothing(option, build, tmp_path):
+def test_constructing_starts_and_writes_nothing(option, build, tmp_path, started):
     oracle = build(option)
     assert isinstance(oracle, Oracle)
-    assert children(os.getpid()) == [] and not any(tmp_path.iterdir())
+    assert started() == [] and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("option", options("oracle"))
-def test_outcomes_in_order_or_one_line_that_says_what_is_missing(option, build):
+def test_outcomes_in_order_or_one_line_that_says_what_is_missing(option, build, started):
     hydrogen = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])
     longer, coincident = hydrogen.copy(), hydrogen.copy()
     longer.positions[1, 2] = 0.81
@@ -71,4 +68,4 @@ def test_outcomes_in_order_or_one_line_that_says_what_is_missing(option, build):
             assert step == pytest.approx(0.01 * slope, rel=0.01)  # units of forces are those of the energy over Å
         assert oracle.label([]).outcomes == []
     oracle.close()
-    assert children(os.getpid()) == []
+    assert started() == []

@@ -142,21 +142,21 @@ def test_misdeeds_are_recorded_and_the_others_labelled(springs):
     assert again.labelled == [0] and again.computed == 0 and springs.count() == count + 1
 
 
-def test_a_worker_killed_while_idle_harms_nobody(springs):
+def test_a_worker_killed_while_idle_harms_nobody(springs, started):
     one = springs()
     first, second = dimers(7, 7)
     one.label([first])
-    (worker,) = children(os.getpid())
+    (worker,) = started()
     os.kill(worker, signal.SIGKILL)
     time.sleep(0.2)
     assert one.label([second]).labelled == [0]
 
 
-def test_a_worker_killed_at_work_costs_its_geometry_only(springs):
+def test_a_worker_killed_at_work_costs_its_geometry_only(springs, started):
     def kill_one():
         while springs.count() < 2:  # both have begun
             time.sleep(0.01)
-        os.kill(children(os.getpid())[0], signal.SIGKILL)
+        os.kill(started()[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
@@ -167,12 +167,12 @@ def test_a_worker_killed_at_work_costs_its_geometry_only(springs):
     assert labels.labelled == [k for k in range(5) if k != lost]
 
 
-def test_closing_ends_all_processes(springs):
+def test_closing_ends_all_processes(springs, started):
     one = springs(workers=2, timeout_s=2.0)
     one.label(dimers(7, HANG, 7, 7))
-    assert children(os.getpid())
+    assert started()
     one.close()
-    assert children(os.getpid()) == []
+    assert started() == []
     assert one.label(dimers(7, 7, 7, 7)[1:2]).computed == 1  # and it opens again
 
 
@@ -341,7 +341,10 @@ def test_dft_is_pyscf_with_forces_that_are_derivatives(oracle):
     field.disp, field.grids.level, field.conv_tol = "d3bj", 3, 1e-10
     energy = field.kernel() * 27.211386245988
     assert label.energy == pytest.approx(energy, abs=1e-4)  # the constants differ in the ninth digit
-    np.testing.assert_allclose(label.forces, central_differences(one, atoms, 5e-4), atol=2e-4)
+    theirs = -field.nuc_grad_method().kernel() * 27.211386245988 / 0.529177210903
+    np.testing.assert_allclose(label.forces, theirs, atol=1e-4)
+    # The integration grid moves with the atoms: PySCF's own forces are off by this much, on finer grids too.
+    np.testing.assert_allclose(label.forces, central_differences(one, atoms, 5e-4), atol=3e-3)
     assert np.abs(label.forces).max() > 0.5
     (without,) = oracle("dft", dispersion=None).label([atoms]).outcomes
     assert 0.01 < without.energy - label.energy < 0.1
@@ -446,10 +449,10 @@ def test_engine_that_cannot_start_on_a_node(springs, oracle, monkeypatch):
         broken.label(rattled(1))
 
 
-def test_startup_that_never_ends(springs, monkeypatch):
+def test_startup_that_never_ends(springs, monkeypatch, started):
     from uqbench.errors import OracleError
 
     monkeypatch.setattr(pool, "STARTUP_S", 0.0)
     with pytest.raises(OracleError, match="did not start"):
         springs().label(dimers(7))
-    assert children(os.getpid()) == []
+    assert started() == []
