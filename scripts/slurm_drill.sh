@@ -154,7 +154,7 @@ say "true: the table has both methods with four runs each"
 
 say "--- a time limit of two minutes for a run that needs more"
 LONG=(train -m uq=mve seed=9 "${SMALL[@]}" training.epochs="${LONG_EPOCHS:-1200}")
-LONG+=(outputs="$OUTPUTS" hydra.launcher.time_min=2 hydra.launcher.signal_delay_s=20)
+LONG+=(outputs="$OUTPUTS" hydra.launcher.time_min=2 hydra.launcher.signal_delay_s=20 hydra.launcher.max_requeues=100)
 say "\$ uqbench ${LONG[*]} ${ON_SLURM[*]}"
 code=0
 "${UQBENCH[@]}" "${LONG[@]}" "${ON_SLURM[@]}" >"$HERE/long.log" 2>&1 || code=$?

@@ -1,5 +1,6 @@
 """Oracles: labels are those of the engine, nothing is computed twice, and no misbehaviour stops the rest."""
 
+import contextlib
 import json
 import os
 import signal
@@ -406,11 +407,25 @@ def test_replay_of_periodic_frames(springs):
     np.testing.assert_array_equal(labels.outcomes[0].forces, known.forces)
 
 
-def test_slurm_labels_as_this_machine_does(springs, monkeypatch, tmp_path):
-    """submitit's own processes stand for SLURM's: labels, crashes and time limits have the same words, one cache."""
+@pytest.fixture
+def on_local_cluster(monkeypatch):
+    """Processes of submitit stand for jobs of SLURM; none outlives the test. Ask for it before any oracle."""
     pytest.importorskip("submitit")
     monkeypatch.setattr(cluster, "CLUSTER", "local")
     monkeypatch.setattr(cluster, "POLL_S", 0.1)
+    before = set(children(os.getpid()))
+    yield
+    for pid in set(children(os.getpid())) - before:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while set(children(os.getpid())) - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_slurm_labels_as_this_machine_does(on_local_cluster, springs, tmp_path):
+    """Labels, crashes and time limits have the same words, and there is one cache."""
     frames = [*rattled(2), *dimers(EXIT, HANG)]
     far = springs(executor="slurm", workers=4, timeout_s=3.0).label(frames)
     assert far.labelled == [0, 1] and far.computed == 2
@@ -424,10 +439,7 @@ def test_slurm_labels_as_this_machine_does(springs, monkeypatch, tmp_path):
     assert {path.suffix for path in (tmp_path / "cache" / "slurm").iterdir()} <= {".out", ".err"}
 
 
-def test_slurm_that_loses_a_job(springs, monkeypatch):
-    pytest.importorskip("submitit")
-    monkeypatch.setattr(cluster, "CLUSTER", "local")
-    monkeypatch.setattr(cluster, "POLL_S", 0.1)
+def test_slurm_that_loses_a_job(on_local_cluster, springs, monkeypatch):
     monkeypatch.setattr(cluster.slurm, "states_of", lambda jobs, _: ["NODE_FAIL" for _ in jobs])
     labels = springs(executor="slurm", workers=2).label(rattled(1))
     assert "lost: SLURM job" in labels.failures[0] and "ended as NODE_FAIL" in labels.failures[0]
@@ -440,10 +452,7 @@ def test_slurm_that_is_not_there(springs, monkeypatch):
         springs(executor="slurm").label(rattled(1))
 
 
-def test_engine_that_cannot_start_on_a_node(springs, oracle, monkeypatch):
-    pytest.importorskip("submitit")
-    monkeypatch.setattr(cluster, "CLUSTER", "local")
-    monkeypatch.setattr(cluster, "POLL_S", 0.1)
+def test_engine_that_cannot_start_on_a_node(on_local_cluster, oracle):
     broken = oracle("ase", calculator="toy_calculators.Springs", arguments={"q": 1}, executor="slurm")
     with pytest.raises(ConfigError, match="oracle.arguments"):
         broken.label(rattled(1))
