@@ -74,7 +74,8 @@ def _draw(axes: Axes, methods: Sequence[str], panel: Panel) -> None:
         look = {"color": color, "marker": marker, "markersize": 6, "capsize": 3, "elinewidth": 1.5}
         axes.errorbar(point.mean, place, xerr=reach, linestyle="none", zorder=2, **look)
         if len(point.runs) > 1:
-            axes.scatter(point.runs, [place + 0.27] * len(point.runs), s=9, color=color, linewidths=0, zorder=3)
+            dots = {"marker": "o", "markersize": 3, "markeredgewidth": 0, "linestyle": "none", "color": color}
+            axes.plot(point.runs, [place + 0.27] * len(point.runs), zorder=3, **dots)
     axes.set_yticks(range(len(methods)), methods)
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.set_title(panel.heading, fontsize=10)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +15,13 @@ import pyarrow.parquet as pq
 
 from uqbench.errors import DataError
 from uqbench.metrics.bootstrap import RESAMPLES
+from uqbench.results.parallel import mapped
 from uqbench.results.reading import Record, read
 from uqbench.results.tables import IDENTITY
 from uqbench.results.variants import Variant, setting, variants
 from uqbench.rundir import INFO
 
-WORTH_A_PROCESS = 500  # runs: reading as many takes as long as starting a process
-WORKERS = 8
+WORTH_A_PROCESS = 500  # runs
 IN_DOMAIN = ("train", "validation", "test")
 
 Samples = dict[tuple[str, str, str], np.ndarray]
@@ -54,7 +52,7 @@ def collect(places: Iterable[str | os.PathLike]) -> Collected:
     Runs inside other runs, such as the generations of active learning, have their rows there; they are read on their
     own only where they are asked for and the run around them is not.
     """
-    found = list(_read_all(find(places)))
+    found = list(mapped(_attempt, find(places), worth=WORTH_A_PROCESS))
     records = [one for one in found if isinstance(one, Record)]
     problems = [str(one) for one in found if isinstance(one, DataError)]
     if not records:
@@ -76,17 +74,6 @@ def find(places: Iterable[str | os.PathLike]) -> list[Path]:
             raise DataError(f"runs: {place}: no such folder")
         found |= {Path(folder) for folder, _, files in os.walk(place) if INFO in files}
     return sorted(path for path in found if not any(parent in found for parent in path.parents))
-
-
-def _read_all(paths: list[Path]) -> Iterator[Record | DataError]:
-    """Read runs in their order; many of them in processes of their own, for most of the time goes into parsing."""
-    workers = min(os.cpu_count() or 1, len(paths) // WORTH_A_PROCESS, WORKERS)
-    if workers < 2:
-        yield from map(_attempt, paths)
-        return
-    # Not forked: pyarrow has threads, which do not survive it.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_attempt, paths, chunksize=100)
 
 
 def _attempt(path: Path) -> Record | DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import pandas as pd
@@ -15,17 +16,17 @@ from uqbench.results.comparison import Comparison
 from uqbench.results.markdown import name, slug, with_unit
 from uqbench.results.places import METHOD
 from uqbench.results.reading import ACQUISITION, OUTER
-from uqbench.results.survival import survival
+from uqbench.results.survival import Drawing, survival
 
 HERE = ["dataset", "subset", "backbone", "setting"]  # where methods are compared, over all splits and generations
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Section:
-    """A part of a report: lines of Markdown, figures by file name, and what could not be used."""
+    """A part of a report: lines of Markdown, what draws its figures by file name, and what could not be used."""
 
     lines: list[str]
-    figures: dict[str, bytes]
+    figures: dict[str, Drawing]
     problems: list[str]
 
 
@@ -42,9 +43,10 @@ def _section(
     title: str, file: str, rows: pd.DataFrame, differences: pd.DataFrame, acquisitions: pd.DataFrame, raw: pd.DataFrame
 ) -> Section:
     whole = f"Active learning: {title}"
-    figures = {f"learning_{file}.png": curves_figure(_panels(rows), xlabel="generation", title=whole)}
+    curves = functools.partial(curves_figure, _panels(rows), xlabel="generation", title=whole)
+    figures: dict[str, Drawing] = {f"learning_{file}.png": curves}
     survived, problems = survival(raw, title)
-    figures |= {f"survival_{slug(split)}_{file}.png": png for split, png in survived.items()}
+    figures |= {f"survival_{slug(split)}_{file}.png": drawing for split, drawing in survived.items()}
     runs = raw.groupby(METHOD, sort=False)["path"].nunique()
     counted = ", ".join(f"{name(method)} {count}" for method, count in runs.items())
     lines = [f"## {whole}", "", f"Runs: {counted}.", ""]

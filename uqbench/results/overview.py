@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,6 +17,7 @@ from uqbench.results.evidence import JUDGED, Quantity
 from uqbench.results.markdown import name, slug, table, with_unit
 from uqbench.results.places import METHOD, PLACE, describe
 from uqbench.results.ranks import Ranking
+from uqbench.results.survival import Drawing
 from uqbench.results.tables import number
 
 COSTS = (("training_time", "training"), ("inference_time", "inference"))
@@ -23,8 +25,8 @@ CONDITIONS = ["trained_on", "backbone", "setting", "shared"]
 QUALITIES = (JUDGED[0], JUDGED[2], JUDGED[5])
 PART = 6  # numbers of a claim that are shown at once; the others are folded away
 
-Part = tuple[list[str], dict[str, bytes]]
-"""Lines of Markdown, and figures by file name."""
+Part = tuple[list[str], dict[str, Drawing]]
+"""Lines of Markdown, and what draws the figures by file name."""
 
 
 def claims(verdicts: Iterable[Verdict]) -> list[str]:
@@ -49,7 +51,7 @@ def ranks(rankings: Iterable[Ranking]) -> Part:
     for one in rankings:
         file = f"ranks_{slug(one.domain)}.png"
         title = f"{one.domain}: mean ranks over {one.blocks} blocks (1 is best)"
-        figures[file] = critical_figure(one.methods, one.ranks, one.critical, title=title)
+        figures[file] = functools.partial(critical_figure, one.methods, one.ranks, one.critical, title=title)
         lines += [f"### Ranks {one.domain}", "", f"![mean ranks {one.domain}]({file})", ""]
         lines += [_friedman(one), ""]
         joined = [", ".join(one.methods[first : last + 1]) for first, last in cliques(one.ranks, one.critical)]
@@ -122,7 +124,7 @@ def costs(summary: pd.DataFrame) -> Part:
             continue
         title, names = describe(place), [name(method) for method in methods]
         file = f"costs_{slug(title)}.png"
-        figures[file] = costs_figure(names, trades, title=f"Quality against cost: {title}")
+        figures[file] = functools.partial(costs_figure, names, trades, title=f"Quality against cost: {title}")
         lines += [f"### {title}", "", f"![quality against cost, {title}]({file})", ""]
         cells = []
         for trade in (trade for line in trades for trade in line):

@@ -16,11 +16,14 @@ from uqbench.results.collect import Collected
 from uqbench.results.comparison import Comparison
 from uqbench.results.evidence import Evidence
 from uqbench.results.page import page
+from uqbench.results.parallel import mapped
 from uqbench.results.ranks import Ranking, rankings
+from uqbench.results.survival import Drawing
 from uqbench.results.tables import COLUMNS
 
 SUMMARY, DIFFERENCES, CLAIMS, RANKS = "summary.csv", "differences.csv", "claims.csv", "ranks.csv"
 RUNS, RUNS_CSV, REPORT, PAGE = "metrics.parquet", "metrics.csv", "report.md", "report.html"
+WORTH_A_PROCESS = 5  # figures
 TITLE = "Comparison of uncertainty methods"
 ADDED = ("path", "variant", "acquisition", "setting", "domain", "trained_on", "frames")
 
@@ -35,11 +38,12 @@ def write_report(folder: Path, collected: Collected, comparison: Comparison) -> 
     evidence = Evidence(collected.rows)
     decided, ranked = verdicts(evidence), list(rankings(evidence))
     parts = [*scores.sections(collected, comparison), *generations.sections(collected, comparison)]
-    rank_lines, figures = overview.ranks(ranked)
-    cost_lines, cost_figures = overview.costs(comparison.summary)
-    figures |= cost_figures
+    rank_lines, drawings = overview.ranks(ranked)
+    cost_lines, cost_drawings = overview.costs(comparison.summary)
+    drawings |= cost_drawings
     for part in parts:
-        figures |= part.figures
+        drawings |= part.figures
+    figures = dict(zip(drawings, mapped(_draw, list(drawings.values()), worth=WORTH_A_PROCESS), strict=True))
     body = [*_opening(collected, comparison, [line for part in parts for line in part.problems])]
     body += [*overview.claims(decided), *rank_lines, *overview.domains(comparison.summary), *cost_lines]
     body += [line for part in parts for line in part.lines]
@@ -63,6 +67,10 @@ def write_report(folder: Path, collected: Collected, comparison: Comparison) -> 
     with atomic_write(folder / RUNS_CSV) as temporary:
         pa.csv.write_csv(_plain(rows), temporary)
     return [*content, RUNS, RUNS_CSV]
+
+
+def _draw(drawing: Drawing) -> bytes:
+    return drawing()
 
 
 def _plain(rows: pa.Table) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +16,7 @@ from uqbench.results.generations import Section
 from uqbench.results.markdown import NOTHING, difference, estimate, name, slug, table, with_unit
 from uqbench.results.places import METHOD, PLACE
 from uqbench.results.reading import OUTER
-from uqbench.results.survival import survival
+from uqbench.results.survival import Drawing, survival
 from uqbench.results.tables import number
 
 DRAWN = (
@@ -44,10 +45,13 @@ def _by_place(rows: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
 
 def _section(title: str, file: str, rows: pd.DataFrame, gaps: pd.DataFrame | None, raw: pd.DataFrame) -> Section:
     methods = list(rows[METHOD].drop_duplicates().itertuples(index=False, name=None))
-    figure = draw(rows, methods, title)
-    figures = {f"methods_{file}.png": figure} if figure else {}
+    panels = _panels(rows, methods)
+    figures: dict[str, Drawing] = {}
+    if panels:
+        drawing = functools.partial(methods_figure, [name(method) for method in methods], panels, title=title)
+        figures[f"methods_{file}.png"] = drawing
     survived, problems = survival(raw, title)
-    figures |= {f"survival_{file}.png": png for png in survived.values()}
+    figures |= {f"survival_{file}.png": drawing for drawing in survived.values()}
     runs = rows.groupby(METHOD)["runs"].max()
     lines = [f"## {title}", ""]
     lines += [f"![{'survival' if path.startswith('survival') else 'methods'}, {title}]({path})\n" for path in figures]
@@ -75,8 +79,8 @@ def _differences(gaps: pd.DataFrame, methods: list[tuple]) -> list[str]:
     return lines + table(["metric", *map(name, others)], cells)
 
 
-def draw(rows: pd.DataFrame, methods: list[tuple[str, str]], title: str) -> bytes | None:
-    """Draw the main metrics of one place; None where there are none."""
+def _panels(rows: pd.DataFrame, methods: list[tuple[str, str]]) -> list[Panel]:
+    """The main metrics of one place."""
     panels = []
     for (target, metric, _, label), found in metrics_of(rows, (*MAIN, *SIMULATED)):
         if (target, metric) not in DRAWN:
@@ -89,7 +93,7 @@ def draw(rows: pd.DataFrame, methods: list[tuple[str, str]], title: str) -> byte
         unit = found["unit"].iloc[0]
         better = "higher" if metric.startswith(HIGH_IS_GOOD) else "lower"
         panels.append(Panel(label, "" if unit == "1" else unit, better, points))
-    return methods_figure([name(method) for method in methods], panels, title=title) if panels else None
+    return panels
 
 
 def _by_method(rows: pd.DataFrame) -> dict[tuple, pd.Series]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +14,14 @@ from uqbench.results.places import METHOD
 
 REPLICAS = "md_replicas.csv"
 
+Drawing = Callable[[], bytes]
+"""Draws a figure as a PNG file, here or in another process."""
 
-def survival(rows: pd.DataFrame, title: str) -> tuple[dict[str, bytes], list[str]]:
-    """Draw the survival of all methods of a place, of the first and the last generation where there are several.
 
-    Returns PNG files by the split or evaluation that simulated, and one line for each table that could not be used.
+def survival(rows: pd.DataFrame, title: str) -> tuple[dict[str, Drawing], list[str]]:
+    """Lay out the survival of all methods of a place, of the first and the last generation where there are several.
+
+    Returns what draws it by the split or evaluation that simulated, and one line for each table that could not be used.
     """
     figures, problems = {}, []
     simulated = rows[(rows["target"] == "md") & (rows["metric"] == "survival")].drop_duplicates(["source"])
@@ -34,7 +39,8 @@ def survival(rows: pd.DataFrame, title: str) -> tuple[dict[str, bytes], list[str
             if replicas:
                 panels.append((name(method), replicas))
         if panels:
-            figures[str(split)] = survivals_figure(panels, title=f"Survival in molecular dynamics: {title}")
+            heading = f"Survival in molecular dynamics: {title}"
+            figures[str(split)] = functools.partial(survivals_figure, panels, title=heading)
     return figures, problems
 
 
