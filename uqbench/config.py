@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -36,6 +36,7 @@ UNDIGESTED = (
     "*.executor",
     "training.progress",
     "training.checkpoint_seconds",
+    "kernels",  # the same to rounding, like another CPU
     "hydra",
     "run",  # of evaluate: the path; the weights found there are part of the digest
 )
@@ -48,6 +49,7 @@ class Skeleton:
     seed: int
     outputs: str
     data_root: str | None
+    kernels: Literal["auto", "torch", "native"]
 
 
 def conf_dir() -> Path:

@@ -11,9 +11,9 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from uqbench.backbones.blocks import ACTIVATIONS, MLP, Geometry, Initialiser
-from uqbench.backbones.messages import Pairs, Wanted
 from uqbench.errors import DataError
 from uqbench.graph import COINCIDENT, Batch
+from uqbench.kernels import Pairs, Wanted
 from uqbench.structures import Structures
 
 

@@ -22,6 +22,7 @@ LAYERS = [
     {"metrics", "rundir", "config", "structures"},
     {"datasets"},
     {"graph", "verlet"},
+    {"kernels"},
     {"backbones"},
     {"potential"},
     {"uq"},

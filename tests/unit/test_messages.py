@@ -7,11 +7,10 @@ import pytest
 import torch
 from helpers import graphs_of
 
-from uqbench.backbones import messages
 from uqbench.backbones import painn as painn_backbone
 from uqbench.backbones import schnet as schnet_backbone
 from uqbench.backbones.blocks import Initialiser
-from uqbench.backbones.messages import Pairs, Wanted, painn_message, pairs, schnet_message
+from uqbench.kernels import Pairs, Wanted, painn, painn_message, pairs, schnet_message
 from uqbench.potential import Normalisation, Potential
 
 N_ATOMS, N_PAIRS, FEATURES, RADIAL = 5, 9, 3, 2
@@ -19,8 +18,7 @@ N_ATOMS, N_PAIRS, FEATURES, RADIAL = 5, 9, 3, 2
 
 def edges(graph):
     """Both directions of all pairs as (receivers, senders)."""
-    (first, second), (_, _) = graph._receivers, graph._senders
-    return torch.cat([first, second]), torch.cat([second, first])
+    return torch.cat([graph.first, graph.second]), torch.cat([graph.second, graph.first])
 
 
 def naive_painn(graph, directions, basis, weights, scalars, vectors, *, wanted=None):
@@ -171,13 +169,13 @@ def test_leaving_out_what_a_pass_does_not_need_changes_no_gradient(
 def test_passes_compute_only_what_they_need(ethanol, batch, monkeypatch):
     """PaiNN's arguments are directions, basis | filter weights | scalars, vectors."""
     asked = []
-    form = messages.painn.PAINN
+    form = painn.PAINN
 
     def pullback(graph, arguments, g, needs):
         asked.append(needs)
         return form.pullback(graph, arguments, g, needs)
 
-    monkeypatch.setattr(messages.painn, "PAINN", dataclasses.replace(form, pullback=pullback))
+    monkeypatch.setattr(painn, "chosen", lambda *_: dataclasses.replace(form, pullback=pullback))
     model = potential("painn", None, ethanol)
 
     def needs(run):

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uqbench.backbones.messages import Pairs, Wanted
 from uqbench.errors import ConfigError
+from uqbench.kernels import Pairs, Wanted
 from uqbench.seeding import torch_generator
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from uqbench.annotations import Supplied
 from uqbench.backbones import blocks
 from uqbench.backbones.blocks import MLP, Embedding, FilterBasis, Geometry, Initialiser, Linear, LinearFilter
-from uqbench.backbones.messages import painn_message
+from uqbench.kernels import painn_message
 
 # Keeps the norm of a zero vector differentiable.
 EPSILON = 1e-8

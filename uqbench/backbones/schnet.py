@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from uqbench.annotations import Supplied
 from uqbench.backbones import blocks
 from uqbench.backbones.blocks import MLP, Embedding, Geometry, Initialiser, Linear
-from uqbench.backbones.messages import schnet_message
+from uqbench.kernels import schnet_message
 
 
 class SchNet(nn.Module):

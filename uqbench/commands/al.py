@@ -50,11 +50,11 @@ def run(cfg: DictConfig) -> None:
 
 
 def _learn(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, Any]) -> None:
-    from uqbench import config
+    from uqbench import config, kernels
     from uqbench.results.learning import figures
     from uqbench.results.runs import METRICS, choices, title_of, write_metrics
 
-    opened.update(labels=labels, choices=choices())
+    opened.update(labels=labels, choices=choices(), kernels=kernels.use(cfg.kernels))
     with config.build(cfg.oracle) as oracle:
         parts = {"acquisition": config.build(cfg.acquisition), "selection": config.build(cfg.selection)}
         loop = config.build(cfg.al, run=opened, oracle=oracle, seed=cfg.seed, **parts)

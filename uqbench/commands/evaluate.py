@@ -60,7 +60,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, labels: dict, own_data: bool) -> None:
-    from uqbench import config
+    from uqbench import config, kernels
     from uqbench.allocator import tune
     from uqbench.evaluation import Calibration, Trained
     from uqbench.model import load_method
@@ -68,6 +68,7 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     from uqbench.training import device_of
 
     tune()
+    opened.update(kernels=kernels.use(cfg.kernels))
     evaluation = config.build(cfg.evaluation)
     device = device_of(config.build(source.config.training))
     chosen = _choose(source, dataset, cfg.split, own_data)

@@ -44,7 +44,7 @@ def train_run(
     opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, Any], generation: int | None = None
 ) -> None:
     """Train, fit, calibrate and score the model of `cfg` in an open run, and finish it."""
-    from uqbench import config
+    from uqbench import config, kernels
     from uqbench.allocator import tune
     from uqbench.checkpoints import BEST, load_best
     from uqbench.errors import ConfigError
@@ -55,6 +55,7 @@ def train_run(
     from uqbench.training import device_of, train
 
     tune()
+    opened.update(kernels=kernels.use(cfg.kernels))
     settings, evaluation = config.build(cfg.training), config.build(cfg.evaluation)
     if not isinstance(evaluation, Metrics):
         raise ConfigError(

@@ -27,6 +27,7 @@ class Form:
     """A multilinear form Φ of arguments a and cotangents g, by its derivatives; `graph` says who is summed over.
 
     Attributes:
+        name: the same for all bodies of a form.
         message: (graph, a) -> ∂Φ/∂g, one result for each g.
         pullback: (graph, a, g, needs) -> ∂Φ/∂a_k for each argument; None where `needs[k]` is false.
         second: (graph, a, g, cotangents, needs) -> derivatives by each argument (None as above) and by each g of the
@@ -35,6 +36,7 @@ class Form:
             for the difference to Φ with 0 in its place.
     """
 
+    name: str
     message: Callable[[Any, Tensors], Tensors]
     pullback: Callable[[Any, Tensors, Tensors, tuple[bool, ...]], Gradients]
     second: Callable[[Any, Tensors, Tensors, Gradients, tuple[bool, ...]], Gradients]

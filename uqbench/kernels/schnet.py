@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uqbench.backbones.messages.multilinear import Demand, Form, Gradients, Tensors, Wanted, message
-from uqbench.backbones.messages.pairs import Pairs
+from uqbench.kernels.choice import chosen
+from uqbench.kernels.multilinear import Demand, Form, Gradients, Tensors, Wanted, message
+from uqbench.kernels.pairs import Pairs
 
 
 def schnet_message(pairs: Pairs, filters: Tensor, features: Tensor, *, wanted: Wanted, first: bool) -> Tensor:
@@ -27,7 +28,7 @@ def schnet_message(pairs: Pairs, filters: Tensor, features: Tensor, *, wanted: W
         (M, N, F). Source: Schütt et al., J. Chem. Phys. 148, 241722 (2018), eq. 5.
     """
     demand = Demand(wanted, by_positions=(True, not first), by_parameters=(True, True))
-    (result,) = message(SCHNET, pairs, demand, (filters, features))
+    (result,) = message(chosen(SCHNET, features), pairs, demand, (filters, features))
     return result
 
 
@@ -91,4 +92,4 @@ def _both_directions(x: Tensor, y: Tensor, out: Tensor) -> None:
     torch.mul(x[:, 0], y[:, 0], out=out).addcmul_(x[:, 1], y[:, 1])
 
 
-SCHNET = Form(_message, _pullback, _second)
+SCHNET = Form("schnet", _message, _pullback, _second)

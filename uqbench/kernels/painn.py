@@ -17,8 +17,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from uqbench.backbones.messages.multilinear import Demand, Form, Gradients, Tensors, Wanted, message
-from uqbench.backbones.messages.pairs import Chunk, Pairs
+from uqbench.kernels.choice import chosen
+from uqbench.kernels.multilinear import Demand, Form, Gradients, Tensors, Wanted, message
+from uqbench.kernels.pairs import Chunk, Pairs
 
 
 def painn_message(
@@ -49,7 +50,7 @@ def painn_message(
     by_positions, by_parameters = (True, True, False, vectors is not None), (False, False, True, True)
     if vectors is not None:
         arguments, by_positions, by_parameters = (*arguments, vectors), (*by_positions, True), (*by_parameters, True)
-    return message(PAINN, pairs, Demand(wanted, by_positions, by_parameters), arguments)
+    return message(chosen(PAINN, arguments[-1]), pairs, Demand(wanted, by_positions, by_parameters), arguments)
 
 
 def _message(pairs: Pairs, arguments: Tensors) -> Tensors:
@@ -136,7 +137,7 @@ def _second(pairs: Pairs, arguments: Tensors, g: Tensors, cotangents: Gradients,
 
 
 # Without directions the terms of s and p remain, without vectors those of r and s, and so on.
-PAINN = Form(_message, _pullback, _second, affine=(0, 3, 4))
+PAINN = Form("painn", _message, _pullback, _second, affine=(0, 3, 4))
 
 
 def _rows(pairs: Pairs, blocks: int) -> Iterable[tuple[Chunk, Tensor, Tensor]]:

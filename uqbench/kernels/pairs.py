@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -39,21 +40,24 @@ class Pairs:
     """
 
     def __init__(self, first: Tensor, second: Tensor, n_atoms: int, members: int) -> None:
-        self.n_atoms, self.members = n_atoms, members
-        self._receivers, self._senders = torch.stack([first, second]), torch.stack([second, first])
+        self.first, self.second, self.n_atoms, self.members = first, second, n_atoms, members
         self._rows: dict[tuple[str, int], list[Tensor]] = {}
-        self.chunks = list(self._cut())
 
     def __len__(self) -> int:
-        return self._receivers.shape[1]
+        return len(self.first)
 
     @property
     def edges(self) -> tuple[Tensor, Tensor]:
         """Receivers (2 P,) and senders (2 P,): first ← second of all pairs, then second ← first."""
-        return self._receivers.flatten(), self._senders.flatten()
+        return torch.cat([self.first, self.second]), torch.cat([self.second, self.first])
+
+    @functools.cached_property
+    def chunks(self) -> list[Chunk]:
+        """Pieces that cover all members and pairs."""
+        return list(self._cut())
 
     def _cut(self) -> Iterator[Chunk]:
-        size = CHUNK if self._receivers.device.type == "cpu" else max(1, len(self) * self.members)
+        size = CHUNK if self.first.device.type == "cpu" else max(1, len(self) * self.members)
         # Small graphs share a piece with other members, large ones have several to themselves.
         stride = max(1, size // max(1, len(self)))
         for m in range(0, self.members, stride):
@@ -64,14 +68,15 @@ class Pairs:
 
     def receivers(self, blocks: int) -> list[Tensor]:
         """Return for each chunk its receivers' rows in features (M · blocks · N, F), ordered (blocks, m, 2, p)."""
-        return self._lookup("receivers", self._receivers, blocks)
+        return self._lookup("receivers", (self.first, self.second), blocks)
 
     def senders(self, blocks: int) -> list[Tensor]:
         """Return for each chunk its senders' rows in features (M · blocks · N, F), ordered (blocks, m, 2, p)."""
-        return self._lookup("senders", self._senders, blocks)
+        return self._lookup("senders", (self.second, self.first), blocks)
 
-    def _lookup(self, role: str, atoms: Tensor, blocks: int) -> list[Tensor]:
+    def _lookup(self, role: str, directions: tuple[Tensor, Tensor], blocks: int) -> list[Tensor]:
         if (role, blocks) not in self._rows:
+            atoms = torch.stack(directions)
             start = self.n_atoms * torch.arange(self.members * blocks, device=atoms.device)
             start = start.view(self.members, blocks, 1, 1).transpose(0, 1)
             self._rows[role, blocks] = [

@@ -1,0 +1,14 @@
+"""The message passing of PaiNN and SchNet: sums over neighbours with exact derivatives of every order.
+
+Each is a multilinear form (see `multilinear`) summed over pairs of atoms, with a body in torch (`painn`, `schnet`) and
+one in C++ (`messages.cpp`, `native`) that is built at first use (`build`). `use` chooses; what runs is the same to
+rounding.
+"""
+
+from uqbench.kernels.choice import use
+from uqbench.kernels.multilinear import Wanted
+from uqbench.kernels.painn import painn_message
+from uqbench.kernels.pairs import Pairs
+from uqbench.kernels.schnet import schnet_message
+
+__all__ = ["Pairs", "Wanted", "painn_message", "schnet_message", "use"]
