@@ -7,10 +7,12 @@ import pytest
 import torch
 from helpers import graphs_of
 
+from uqbench import kernels
 from uqbench.backbones import painn as painn_backbone
 from uqbench.backbones import schnet as schnet_backbone
 from uqbench.backbones.blocks import Initialiser
-from uqbench.kernels import Pairs, Wanted, painn, painn_message, pairs, schnet_message
+from uqbench.errors import ConfigError
+from uqbench.kernels import Pairs, Wanted, choice, painn, painn_message, pairs, schnet_message
 from uqbench.potential import Normalisation, Potential
 
 N_ATOMS, N_PAIRS, FEATURES, RADIAL = 5, 9, 3, 2
@@ -72,6 +74,17 @@ def functions(kind, graph):
 
 
 KINDS = ["painn", "painn_first", "schnet"]
+
+
+@pytest.fixture(autouse=True, params=["torch", "native"])
+def body(request, monkeypatch):
+    """Every test here is one of both bodies."""
+    monkeypatch.setattr(choice, "_mode", choice._mode)
+    try:
+        kernels.use(request.param)
+    except ConfigError as reason:
+        pytest.skip(str(reason))
+    return request.param
 
 
 @pytest.fixture(params=[2, 4, 1000])

@@ -1,0 +1,173 @@
+"""The native kernels against the torch bodies, and what happens where they cannot be had."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from uqbench import kernels
+from uqbench.errors import ConfigError
+from uqbench.kernels import Pairs, build, choice
+from uqbench.kernels.painn import PAINN
+from uqbench.kernels.schnet import SCHNET
+
+ATOMS, PAIRS, RADIAL = 7, 45, 5
+REFERENCES = {"painn": PAINN, "painn_first": PAINN, "schnet": SCHNET}
+
+
+@pytest.fixture(scope="module")
+def native():
+    bodies, reason = choice._bodies()
+    if reason:
+        pytest.skip(reason)
+    return bodies
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """No library is loaded yet; afterwards everything is as it was."""
+    monkeypatch.setattr(choice, "_mode", choice._mode)
+    for cached in (build.library, choice._bodies, choice._checked):
+        cached.cache_clear()
+    yield
+    for cached in (build.library, choice._bodies, choice._checked):
+        cached.cache_clear()
+
+
+def draw(kind, channels, dtype, members=2, atoms=ATOMS, pairs=PAIRS):
+    """Random pairs, an atom with itself and two atoms twice among them; arguments and cotangents."""
+    generator = torch.Generator().manual_seed(3)
+
+    def randn(*shapes):
+        return tuple(torch.randn(members, *shape, generator=generator, dtype=dtype) for shape in shapes)
+
+    first, second = torch.randint(atoms, (2, pairs), generator=generator)
+    graph, row = Pairs(first, second, atoms, members), (atoms, channels)
+    if kind == "schnet":
+        return graph, randn((pairs, channels), row), randn(row), randn((pairs, channels), row)
+    more = ((3, *row),) if kind == "painn" else ()
+    shapes = (pairs, 3), (pairs, RADIAL), (2 + len(more), RADIAL, channels), (2, *row), *more
+    return graph, randn(*shapes), randn(row, (3, *row)), randn(*shapes)
+
+
+def same(found, expected, asked, dtype):
+    """What was asked for is equal; an absent derivative is zero."""
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-11}[dtype]
+    for a, b, wanted in zip(found, expected, asked, strict=True):
+        if not wanted:
+            continue
+        if a is None or b is None:
+            assert all(x is None or not x.any() for x in (a, b))
+        else:
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("channels", [1, 37, 64])
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_every_derivative_is_that_of_the_torch_body(native, kind, channels, dtype):
+    reference = REFERENCES[kind]
+    graph, arguments, g, cotangents = draw(kind, channels, dtype)
+    body = native[reference.name]
+    same(body.message(graph, arguments), reference.message(graph, arguments), [True] * len(g), dtype)
+    for needs in itertools.product((True, False), repeat=len(arguments)):
+        same(body.pullback(graph, arguments, g, needs), reference.pullback(graph, arguments, g, needs), needs, dtype)
+        for given in itertools.product((True, False), repeat=len(arguments)):
+            some = tuple(c if there else None for c, there in zip(cotangents, given, strict=True))
+            if any(given):
+                found, expected = (form.second(graph, arguments, g, some, needs) for form in (body, reference))
+                same(found, expected, [*needs, *[True] * len(g)], dtype)
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_strides_do_not_matter(native, kind):
+    graph, arguments, g, cotangents = draw(kind, 33, torch.float64)
+    body, needs = native[REFERENCES[kind].name], (True,) * len(arguments)
+
+    def strided(tensors):
+        """The same values with other things between them, and with channels apart."""
+        wide = [torch.stack([t, torch.full_like(t, torch.nan)], dim=-1)[..., 0] for t in tensors]
+        gaps = [torch.cat([t, torch.full_like(t, torch.nan)], dim=-1)[..., : t.shape[-1]] for t in tensors]
+        return [tuple(wide), tuple(gaps)]
+
+    expected = body.second(graph, arguments, g, cotangents, needs)
+    for a, b, c in zip(strided(arguments), strided(g), strided(cotangents), strict=True):
+        found = body.second(graph, a, b, c, needs)
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_threads_do_not_change_a_bit(native, kind):
+    graph, arguments, g, cotangents = draw(kind, 100, torch.float32, atoms=60, pairs=700)
+    body, needs, before = native[REFERENCES[kind].name], (True,) * len(arguments), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(body.second(graph, arguments, g, cotangents, needs))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_without_pairs_there_is_no_message(native, kind):
+    graph, arguments, _, _ = draw(kind, 8, torch.float32, pairs=0)
+    assert not any(result.any() for result in native[REFERENCES[kind].name].message(graph, arguments))
+
+
+def test_without_a_compiler_torch_is_taken_with_one_line(fresh, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert kernels.use("auto") == "torch"
+    assert choice.chosen(PAINN, torch.zeros(1)) is PAINN
+    (line,) = caplog.messages
+    assert "no-such-compiler" in line and "\n" not in line
+    with pytest.raises(ConfigError, match="no C\\+\\+ compiler found"):
+        kernels.use("native")
+
+
+def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch, tmp_path, caplog):
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "out of luck" >&2\nexit 3\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("UQBENCH_CACHE", str(tmp_path / "cache"))
+    assert kernels.use("auto") == "torch"
+    assert "ended with 3 (out of luck)" in caplog.text
+    assert list((tmp_path / "cache" / "kernels").iterdir()) == []
+
+
+def test_a_library_that_cannot_be_loaded_is_named(fresh, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("UQBENCH_CACHE", str(tmp_path))
+    (tmp_path / "kernels").mkdir()
+    try:
+        damaged = tmp_path / "kernels" / f"{build._key(build._compiler())}.so"
+    except build.NoKernels as reason:
+        pytest.skip(str(reason))
+    damaged.write_bytes(b"half of it")
+    assert kernels.use("auto") == "torch"
+    assert f"{damaged} cannot be loaded" in caplog.text and "delete it" in caplog.text
+
+
+def test_a_wrong_kernel_is_not_used(native, fresh, monkeypatch, caplog):
+    def twice(graph, arguments):
+        return tuple(2 * result for result in PAINN.message(graph, arguments))
+
+    monkeypatch.setattr(choice, "forms", lambda _: {"painn": dataclasses.replace(PAINN, message=twice)})
+    assert choice.chosen(PAINN, torch.zeros(1)) is PAINN
+    assert "painn kernel is off by" in caplog.text
+
+
+def test_what_native_code_does_not_know_is_left_to_torch(native, fresh):
+    kernels.use("native")
+    assert choice.chosen(PAINN, torch.zeros(1)) is not PAINN
+    assert choice.chosen(PAINN, torch.zeros(1, dtype=torch.bfloat16)) is PAINN
+    assert choice.chosen(PAINN, torch.zeros(1, device="meta")) is PAINN
+    kernels.use("torch")
+    assert choice.chosen(PAINN, torch.zeros(1)) is PAINN
+
+
+def test_an_unknown_choice_is_an_error():
+    with pytest.raises(ConfigError, match="choose one of auto, torch, native"):
+        kernels.use("fast")
