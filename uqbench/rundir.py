@@ -27,7 +27,7 @@ from uqbench.files import TEMPORARY, atomic_write, load_checkpoint, save_checkpo
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Run", "RunDir", "atomic_write", "load_checkpoint", "read", "save_checkpoint", "scratch"]
+__all__ = ["Run", "RunDir", "atomic_write", "find_done", "load_checkpoint", "read", "save_checkpoint", "scratch"]
 
 SCHEMA = 1
 CONFIG, INFO, LOG = "config.yaml", "run.json", "error.log"
@@ -126,7 +126,7 @@ class RunDir(Run):
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigError(f"seed: expected an integer from 0 up, got {seed!r}")
         labels = [_label(text) for text in (command, dataset, backbone, uq)]
-        return cls(Path(root, *labels, f"seed{seed}-{digest(config)[:8]}"), config, command)
+        return cls(Path(root, *labels, _name(seed, digest(config))), config, command)
 
     def _check_identity(self, fingerprint: str) -> None:
         """The folder name holds 8 digits of the digest; the stored config settles whether it is the same run."""
@@ -268,6 +268,17 @@ def read(path: str | os.PathLike) -> Run:
     return run
 
 
+def find_done(config: DictConfig) -> DictConfig | None:
+    """The stored config of the finished run that a command's config names, under whichever labels; or None."""
+    fingerprint = digest(config)
+    for path in Path(config.outputs, _label(config.command)).glob(f"*/*/*/{_name(config.seed, fingerprint)}"):
+        with contextlib.suppress(DataError):  # it has not finished, or lost files: opening it will tell
+            stored = read(path).config
+            if digest(stored) == fingerprint:
+                return stored
+    return None
+
+
 @contextlib.contextmanager
 def scratch(root: str | os.PathLike) -> Iterator[Path]:
     """Yield a folder below `root`, visible to every machine that writes runs there, and remove it at the end."""
@@ -289,6 +300,10 @@ def _remove_empty(folders: list[Path]) -> None:
     with contextlib.suppress(OSError):  # others have moved in
         for folder in folders:
             folder.rmdir()
+
+
+def _name(seed: int, fingerprint: str) -> str:
+    return f"seed{seed}-{fingerprint[:8]}"
 
 
 def _label(text: str) -> str:
