@@ -18,6 +18,9 @@ from uqbench.uq.base import UQMethod
 # What makes any backbone small, where it has such a key.
 SMALL = {"features": 8, "layers": 2, "l_max": 1, "radial_layers": 1, "radial_features": 8}
 
+# Modules that take longer to import than a command that computes nothing may take in all.
+HEAVY = {"torch", "lightning", "nequip", "scipy", "sklearn", "matplotlib", "pandas", "pyarrow", "joblib", "submitit"}
+
 CONF = Path(__file__).parents[1] / "conf"
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+# The help answers before omegaconf and Hydra are imported: whatever needs these is imported where it is used.
 import uqbench.commands
-from uqbench.config import Skeleton, conf_dir, did_you_mean
 from uqbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,14 +65,16 @@ flags:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    from uqbench.jobs import INTERRUPTED, report
-
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
+        from uqbench.jobs import INTERRUPTED
+
         print("uqbench: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        from uqbench.jobs import report
+
         return report(error)
 
 
@@ -100,12 +102,13 @@ def _dispatch(argv: list[str]) -> int:
 
         return completion.main(argv, known)
     if argv[0] not in known:
+        from uqbench.config import did_you_mean
+
         raise ConfigError(f"no command '{argv[0]}'{did_you_mean(argv[0], known)} (commands: {', '.join(known)})")
     return _run_command(argv[0], known[argv[0]], argv[1:])
 
 
 def _run_command(command: str, line: str, argv: list[str]) -> int:
-    from uqbench import jobs
     from uqbench.overrides import Request
 
     flags = _parse_flags(command, argv)
@@ -116,6 +119,9 @@ def _run_command(command: str, line: str, argv: list[str]) -> int:
                 request.jobs(skeleton=None)
             _show(hydra, request, flags, line)
             return 0
+        from uqbench import jobs
+        from uqbench.config import Skeleton
+
         skeleton = getattr(importlib.import_module(f"uqbench.commands.{command}"), "Skeleton", Skeleton)
         planned = request.jobs(skeleton)
         if flags.multirun:
@@ -166,6 +172,8 @@ def open_hydra(command: str, config_dir: str | None) -> "Iterator[Hydra]":
     from hydra.core.config_search_path import SearchPathQuery
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
+
+    from uqbench.config import conf_dir
 
     version.setbase("1.3")
     search_path = create_config_search_path(str(conf_dir()))

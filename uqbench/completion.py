@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Mapping
 
-from uqbench.config import flatten
 from uqbench.errors import ConfigError
 
 SCRIPT = """\
@@ -50,6 +49,7 @@ def candidates(words: list[str], word: str, commands: Iterable[str]) -> list[str
 
 def _settings(command: str, words: list[str], word: str) -> list[str]:
     from uqbench.cli import open_hydra
+    from uqbench.config import flatten
     from uqbench.overrides import Request
 
     config_dir = words[words.index("--config-dir") + 1] if "--config-dir" in words else None

@@ -174,8 +174,13 @@ def _construct(node: Any, path: str, extras: Mapping[str, Any]) -> Any:
 # ---------------------------------------------------------------------------------------------------- checks
 
 
-def validate(cfg: DictConfig, skeleton: type = Skeleton) -> None:
+def validate(
+    cfg: DictConfig, skeleton: type = Skeleton, built: Callable[[DictConfig], DictConfig | None] = lambda _: None
+) -> None:
     """Check a composed config against the skeleton of its command and the signatures of its targets.
+
+    built: finds for a config without other errors one that has been checked and built before. Nodes that it holds as
+    well need no comparison with the signature of their target, whose import may take longer than all the rest.
 
     Raises one ConfigError with a line per error, each starting with the dotted path.
     """
@@ -184,7 +189,10 @@ def validate(cfg: DictConfig, skeleton: type = Skeleton) -> None:
     present = [str(key) for key in cfg]  # `in` would say no for a key whose value is still ???
     errors += [f"{key}: missing{did_you_mean(key, present)}" for key in hints if key not in present]
     errors += _type_errors(cfg, hints, "")
-    errors += _node_errors(cfg, "")
+    before = None if errors else built(cfg)
+    same = {_text(node) for _, node in _target_nodes(before)} if before is not None else set()
+    for path, node in _target_nodes(cfg):
+        errors += _trust_errors(node, path) if same and _text(node) in same else _target_errors(node, path)
     if errors:
         raise ConfigError("\n".join(dict.fromkeys(errors)))
 
@@ -213,14 +221,28 @@ def _entries(node: Container, prefix: str) -> Iterator[tuple[str, Container, Any
             yield from _entries(child, path)
 
 
-def _node_errors(node: Container, prefix: str) -> list[str]:
-    """Errors of every node with a `_target_`, at any depth."""
-    errors = _target_errors(node, prefix) if isinstance(node, DictConfig) and "_target_" in node else []
-    for path, container, key in _entries(node, prefix):
+def _target_nodes(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """(dotted path, node) of every node with a `_target_`, at any depth."""
+    if "_target_" in cfg:
+        yield "", cfg
+    for path, container, key in _entries(cfg, ""):
         child = container._get_node(key)
         if isinstance(child, DictConfig) and "_target_" in child:
-            errors += _target_errors(child, path)
-    return errors
+            yield path, child
+
+
+def _text(node: DictConfig) -> str:
+    """The resolved node as a text that also differs where values of different types are equal."""
+    return json.dumps(_plain(node))
+
+
+def _trust_errors(node: DictConfig, path: str) -> list[str]:
+    """What can be said against a target that has been built before: the environment may trust it no more."""
+    try:
+        require_trusted(node._target_, node._target_, f"{path}._target_")
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _target_errors(node: DictConfig, path: str) -> list[str]:

@@ -7,9 +7,6 @@ import itertools
 import numpy as np
 from ase.geometry import complete_cell
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 
 def with_near_images(
@@ -48,6 +45,11 @@ def repeated_geometries(
     interatomic distances (nearest images) and lattice to `tolerance` Å: shifted, rotated and mirrored copies count,
     because their energy is the same; copies with like atoms exchanged do not. Sameness is passed on along chains.
     """
+    # Imported here: these take longer than all that a finished run needs.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
     kinds: dict[bytes, list[int]] = {}
     for s in range(len(ptr) - 1):
         kinds.setdefault(numbers[ptr[s] : ptr[s + 1]].tobytes() + pbc[s].tobytes(), []).append(s)

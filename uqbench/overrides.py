@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from uqbench import rundir
 from uqbench.config import did_you_mean, flatten, nearest, validate
 from uqbench.errors import ConfigError
 
@@ -61,7 +62,7 @@ class Request:
         jobs = [Job(job, self._apply(job)) for job in self._expand()]
         for job in jobs if skeleton else ():
             try:
-                validate(job.config, skeleton)
+                validate(job.config, skeleton, built=rundir.find_done)
             except ConfigError as error:
                 self.errors += str(error).splitlines()
         if self.errors:
@@ -139,7 +140,7 @@ class Request:
         return True
 
     def _compose(self, choices: tuple[str, ...]) -> DictConfig:
-        """Config of the command with the given group choices and no values set."""
+        """Config of the command with the given group choices and no values set; the caller leaves it as it is."""
         if choices not in self._composed:
             try:
                 config = self.loader.load_configuration(self.command, [*self.hydra, *choices], RunMode.RUN)
@@ -150,7 +151,7 @@ class Request:
                 raise ConfigError(" ".join(filter(None, [what, why]))) from error
             self._check_hydra_node(config.hydra)
             self._composed[choices] = config
-        return copy.deepcopy(self._composed[choices])
+        return self._composed[choices]
 
     def _check_hydra_node(self, node: DictConfig) -> None:
         """Hydra builds its own plugins; a config must not slip foreign code, nor a wider trust, in among them."""
@@ -208,7 +209,7 @@ class Request:
         """The config of one job, without Hydra's own node."""
         overrides = OverridesParser.create(self.loader).parse_overrides(list(job))
         choices = tuple(o.input_line for o in overrides if o.get_key_element() in self.groups)
-        config = self._compose(choices)
+        config = copy.deepcopy(self._compose(choices))
         with open_dict(config):
             del config["hydra"]
         known = set(flatten(config))

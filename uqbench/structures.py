@@ -11,7 +11,6 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from ase.geometry import complete_cell
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
 
 from uqbench.errors import DataError
 from uqbench.geometry import repeated_geometries, with_near_images
@@ -262,6 +261,8 @@ class Structures:
                 raise DataError(f"{self.origin}: frame {self.ids[frames[bad][0]]} has {what}")
 
     def _check_overlaps(self, frame_of_atom: NDArray[np.int64]) -> None:
+        from scipy.spatial import cKDTree  # takes longer to import than all that a finished run needs
+
         atoms, points = with_near_images(self.positions, self.cells, self.pbc, frame_of_atom, MIN_DISTANCE)
         # Offsetting the frames along a fourth axis lets one tree search all frames at once.
         tree = cKDTree(np.column_stack([points, frame_of_atom[atoms] * (2 * MIN_DISTANCE)]))

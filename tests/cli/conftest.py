@@ -179,6 +179,21 @@ def uqbench_main(toys: Path, capsys: pytest.CaptureFixture) -> Callable[..., tup
 
 
 @pytest.fixture
+def importing() -> Callable[..., tuple[int, str, str, set[str]]]:
+    """Run the program in a new process: (exit code, standard output, standard error, packages imported by its end)."""
+    script = "import sys; from uqbench.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+
+    def run(*argv: str) -> tuple[int, str, str, set[str]]:
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, env=environment)
+        *lines, modules = done.stdout.splitlines()
+        packages = {name.partition(".")[0] for name in modules.split()}
+        return done.returncode, "\n".join(lines), done.stderr, packages
+
+    return run
+
+
+@pytest.fixture
 def start(toys: Path) -> Callable[..., subprocess.Popen]:
     """Start the program in a process of its own."""
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import HEAVY
 
 from uqbench.cli import main
 from uqbench.results.tables import COLUMNS
@@ -74,6 +75,21 @@ def test_a_done_run_prints_its_table_and_is_left_alone(trained, capsys):
     assert train(outputs) == 0
     assert "spearman" in capsys.readouterr().out
     assert [path.stat().st_mtime_ns for path in files] == before
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_a_done_run_is_shown_without_importing_what_computes(trained, importing, flags):
+    _, outputs = trained
+    code, out, err, modules = importing("train", *flags, f"outputs={outputs}", *SMALL)
+    assert code == 0 and "spearman" in out and "error" not in err
+    assert not HEAVY & modules
+
+
+def test_settings_that_a_done_run_does_not_have_are_checked(trained, importing):
+    _, outputs = trained
+    code, _, err, modules = importing("train", f"outputs={outputs}", *SMALL, "training.checkpoint_seconds=often")
+    assert code == 2 and err == "uqbench: error: training.checkpoint_seconds: expected a number, got 'often'\n"
+    assert "torch" in modules, "the signature was looked at; and the test above can see what is imported"
 
 
 def test_evaluating_the_own_test_split_gives_the_same_numbers(trained):

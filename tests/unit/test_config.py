@@ -173,6 +173,28 @@ def test_validate_collects_everything():
     assert problems(OmegaConf.create({"seed": "???"})) == ["seed: no value given; add seed=..."]
 
 
+def test_validate_imports_no_target_that_has_been_built_of_the_same_node(monkeypatch):
+    stored = OmegaConf.create(OmegaConf.to_container(tree(), resolve=True))
+    monkeypatch.delitem(sys.modules, "mine")  # an import would fail
+    config.validate(tree(), Small, built=lambda cfg: stored)
+    with pytest.raises(ConfigError, match=r"^model\._target_: no module 'mine'"):
+        config.validate(tree(rates=[0.5, 1.0]), Small, built=lambda cfg: stored)  # 1.0 is no integer
+    with pytest.raises(ConfigError, match=r"^model\._target_: no module 'mine'"):
+        config.validate(tree(), Small, built=lambda cfg: None)
+    monkeypatch.setenv("UQBENCH_TRUSTED", "other")
+    with pytest.raises(ConfigError, match=r"model\.inner\._target_: 'mine\.Inner' is not trusted"):
+        config.validate(tree(), Small, built=lambda cfg: stored)
+
+
+def test_validate_looks_for_what_was_built_only_where_all_else_is_right():
+    def built(cfg):
+        raise AssertionError("a config with errors names no run")
+
+    for wrong in ({"seed": "zero"}, {"seed": "???"}, {"seed": 1, "lr": "${rate}"}, {"sede": 1}):
+        with pytest.raises(ConfigError):
+            config.validate(OmegaConf.create(wrong), Small, built=built)
+
+
 def test_nearest():
     known = ["training.lr", "training.epochs", "uq.members"]
     assert config.nearest("trainning.lr", known) == "training.lr"

@@ -19,7 +19,7 @@ from uqbench.errors import ConfigError, DataError
 from uqbench.evaluation import Calibration, Trained
 from uqbench.figures import dynamics as figures
 from uqbench.results.runs import write_metrics
-from uqbench.results.tables import render
+from uqbench.results.tables import READERS, render
 from uqbench.rundir import RunDir
 from uqbench.simulate import outcome
 from uqbench.simulate.stability import Stability
@@ -103,7 +103,7 @@ def test_when_all_survive(carbon, tmp_path):
     mean = table[(table.temperature == 500) & (table.time_ps > 0.01)].groupby("replica").kinetic_temperature.mean()
     assert rows["temperature=500K", "mean_temperature"]["value"] == pytest.approx(mean.mean())
     assert rows["temperature=500K", "mean_temperature"]["n"] == 4
-    assert "MD, temperature=300K" in render(pd.read_csv(run.path / "metrics.csv"))
+    assert "MD, temperature=300K" in render(run.read_rows("metrics.csv", READERS))
 
 
 def test_when_all_explode(tmp_path):
@@ -122,7 +122,7 @@ def test_when_all_explode(tmp_path):
         assert sum(by_reason) == 4
         assert np.isnan(rows[population, "mean_temperature"]["value"])
         assert np.isnan(rows[population, "energy_drift"]["value"])
-    render(pd.read_csv(run.path / "metrics.csv"))
+    render(run.read_rows("metrics.csv", READERS))
 
 
 def test_trajectories_of_the_exploded_end_with_the_explosion(mixed, tmp_path, undrawn):

@@ -239,6 +239,24 @@ def test_config_that_was_edited_is_refused(tmp_path):
         open_run(tmp_path)
 
 
+def test_a_finished_run_is_found_by_its_config_alone(tmp_path):
+    config = OmegaConf.merge(CONFIG, {"outputs": str(tmp_path / "outputs"), "data_root": "here"})
+    assert rundir.find_done(config) is None
+    with open_run(tmp_path, config) as run:
+        assert rundir.find_done(config) is None
+        run.write_text("metrics.csv", "")
+        run.finish()
+    assert rundir.find_done(config) == config
+    assert rundir.find_done(OmegaConf.merge(config, {"data_root": "there"})) == config  # cannot change a result
+    assert rundir.find_done(OmegaConf.merge(config, {"training": {"lr": 2e-3}})) is None
+    stored = (run.path / "config.yaml").read_text()
+    (run.path / "config.yaml").write_text(stored.replace("0.001", "0.002"))
+    assert rundir.find_done(config) is None
+    (run.path / "config.yaml").write_text(stored)
+    (run.path / "metrics.csv").unlink()
+    assert rundir.find_done(config) is None
+
+
 def test_seconds_accumulate_over_launches_and_survive_a_kill(tmp_path):
     with open_run(tmp_path) as run:
         run.add_seconds("train", 100.0)
@@ -262,6 +280,17 @@ def test_tables_round_trip(tmp_path):
         pandas.testing.assert_frame_equal(pandas.read_parquet(run.path / "rows.parquet"), table, check_exact=True)
         with pytest.raises(DataError, match="missing"):
             run.read_csv("absent.csv")
+
+
+def test_rows_are_read_by_their_columns(tmp_path):
+    with open_run(tmp_path) as run:
+        run.write_text("rows.csv", 'n,name,rest\n1,"a,é",x\n2,,y\n')
+    assert run.read_rows("rows.csv", {"name": str, "n": int}) == [{"name": "a,é", "n": 1}, {"name": "", "n": 2}]
+    for columns in ({"name": int}, {"absent": str}):
+        with pytest.raises(DataError, match="rows.csv: damaged"):
+            run.read_rows("rows.csv", columns)
+    with pytest.raises(DataError, match="missing"):
+        run.read_rows("absent.csv", {"n": int})
 
 
 def test_atomic_write_is_all_or_nothing(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from uqbench.results.tables import metric_frame, render
+from uqbench.results.tables import READERS, metric_frame, render
 from uqbench.rundir import Run, RunDir
 
 METRICS = "metrics.csv"
@@ -46,5 +46,5 @@ def title_of(labels: Mapping[str, Any], split: str) -> str:
 
 def show(run: Run) -> None:
     """Print the run's metric table, in the units of the program, and where the run is."""
-    print(render(run.read_csv(METRICS)))
+    print(render(run.read_rows(METRICS, READERS)))
     print(f"run: {run.path}")

@@ -1,16 +1,22 @@
 """Metric rows as a tidy frame, and as a table on the terminal."""
 
-import io
-import shutil
-from collections.abc import Iterable, Mapping
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+import io
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 from ase import units as ase_units
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = Mapping[str, Any]
 
 COLUMNS = {
     "run_id": "string",
@@ -33,6 +39,14 @@ COLUMNS = {
 }
 """Columns of metrics.csv in their order, and their pandas types."""
 
+_CELLS = {
+    "string": lambda cell: cell or None,
+    "Int64": lambda cell: int(cell) if cell else None,
+    "float64": lambda cell: float(cell) if cell else math.nan,
+}
+READERS = {column: _CELLS[kind] for column, kind in COLUMNS.items()}
+"""How a cell of metrics.csv is read as part of a row, by column."""
+
 NUMBERS = ("value", "ci_low", "ci_high")
 IDENTITY = [name for name in COLUMNS if name not in (*NUMBERS, "unit", "n")]
 EV_IN_KCAL_MOL = float(ase_units.mol / ase_units.kcal)
@@ -45,19 +59,21 @@ TITLES = {"forces": "Forces", "energy": "Energies"}
 ABBREVIATIONS = {"md", "neb"}
 
 
-def metric_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def metric_frame(rows: Iterable[Row]) -> pd.DataFrame:
     """Collect metric rows in a frame with exactly the columns COLUMNS, in that order.
 
     rows: mappings with all of COLUMNS; None stands for what does not apply, NaN for an undefined number. Raises
     ValueError, naming the culprits, for missing or unknown columns, and for two rows of the same metric.
     """
+    import pandas as pd  # only here: to show a finished run must not take as long as this import
+
     rows = list(rows)
     for number, row in enumerate(rows):
         missing, unknown = [c for c in COLUMNS if c not in row], [c for c in row if c not in COLUMNS]
         if missing or unknown:
             raise ValueError(f"metric row {number}: missing columns {missing}, unknown columns {unknown}")
     # None in a number means undefined, which floats call NaN.
-    columns = {c: [np.nan if c in NUMBERS and row[c] is None else row[c] for row in rows] for c in COLUMNS}
+    columns = {c: [math.nan if c in NUMBERS and row[c] is None else row[c] for row in rows] for c in COLUMNS}
     frame = pd.DataFrame({c: pd.Series(columns[c], dtype=kind) for c, kind in COLUMNS.items()})
     twice = frame.duplicated(IDENTITY)
     if twice.any():
@@ -83,55 +99,60 @@ def convert_units(frame: pd.DataFrame, units: str) -> pd.DataFrame:
     return frame
 
 
-def render(frame: pd.DataFrame, *, units: str = "eV", everything: bool = False, width: int | None = None) -> str:
-    """Draw the metrics as plain text, one section for each run, split, target and population.
+def render(rows: Iterable[Row], *, everything: bool = False, width: int | None = None) -> str:
+    """Draw metrics as plain text, one section for each run, split, target and population.
 
-    frame: from `metric_frame`, or read back from its CSV file; units: ``eV`` or ``kcal/mol``; everything: all metrics
-    instead of the principal ones; width: columns of text, by default those of the terminal, 80 where there is none.
-    Beside each value stand its 95 % interval (where there is room) and the ideal: the value of a perfectly calibrated
-    model with the same variances. No colours, so that it can be piped.
+    rows: of metrics.csv, as READERS read them; everything: all metrics instead of the principal ones;
+    width: columns of text, by default those of the terminal, 80 where there is none. Beside each value stand its 95 %
+    interval (where there is room) and the ideal: the value of a perfectly calibrated model with the same variances. No
+    colours, so that it can be piped.
     """
-    # Through the rows once more: a frame read back from metrics.csv has lost its types.
-    frame = convert_units(metric_frame(frame.to_dict("records")), units)
     width = width or shutil.get_terminal_size((80, 24)).columns
     console = Console(file=io.StringIO(), width=max(width, 50), color_system=None, force_terminal=False)
-    keys = [c for c in IDENTITY if c not in ("target", "population", "metric")]
-    for place, run in frame.groupby(keys, sort=False, dropna=False):
-        labels = dict(zip(keys, place, strict=True))
-        console.print(_heading(labels), highlight=False, markup=False)
-        groups = dict(list(run.groupby(["target", "population"], sort=False)))
-        order = [*TITLES, *(target for target, _ in groups if target not in TITLES)]
-        for target, population in sorted(groups, key=lambda group: order.index(group[0])):
-            group = groups[target, population]
-            arguments = group, everything or target not in TITLES
+    for run in _groups(rows, [c for c in IDENTITY if c not in ("target", "population", "metric")]):
+        console.print(_heading(run[0]), highlight=False, markup=False)
+        groups = _groups(run, ["target", "population"])
+        order = [*TITLES, *dict.fromkeys(row["target"] for row in run if row["target"] not in TITLES)]
+        for group in sorted(groups, key=lambda group: order.index(group[0]["target"])):
+            arguments = group, everything or group[0]["target"] not in TITLES
             table = _table(*arguments, intervals=True)
             if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
                 table = _table(*arguments, intervals=False)
-            table.title = _title(target, population, group)
+            table.title = _title(group)
             console.print(table, "")
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
-def _heading(labels: Mapping[str, Any]) -> str:
-    parts = [str(labels[c]) for c in ("dataset", "subset", "backbone", "uq") if _given(labels[c])]
-    parts += [f"{c} {labels[c]}" for c in ("seed", "split", "generation") if _given(labels[c])]
+def _groups(rows: Iterable[Row], keys: Sequence[str]) -> list[list[Row]]:
+    """The rows that agree in the given columns, in the order of their first ones."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(groups.values())
+
+
+def _heading(labels: Row) -> str:
+    parts = [str(labels[c]) for c in ("dataset", "subset", "backbone", "uq") if labels[c]]
+    parts += [f"{c} {labels[c]}" for c in ("seed", "split", "generation") if labels[c] is not None]
     return ", ".join(parts)
 
 
-def _title(target: str, population: str, group: pd.DataFrame) -> str:
+def _title(group: Sequence[Row]) -> str:
+    target, population = group[0]["target"], group[0]["population"]
     items = {"forces": "atoms", "energy": "structures"}.get(target, "")
-    sizes = group["n"].dropna().unique()
-    size = f", {sizes[0]} {items}" if items and len(sizes) == 1 else ""
+    sizes = {row["n"] for row in group if row["n"] is not None}
+    size = f", {sizes.pop()} {items}" if items and len(sizes) == 1 else ""
     name = target.upper() if target in ABBREVIATIONS else target.capitalize()
     return f"{TITLES.get(target, name)}{'' if population == 'all' else f', {population}'}{size}"
 
 
-def _table(group: pd.DataFrame, everything: bool, intervals: bool) -> Table:
+def _table(group: Sequence[Row], everything: bool, intervals: bool) -> Table:
     table = Table(
         box=SIMPLE_HEAD, title_justify="left", title_style="", header_style="", padding=(0, 1, 0, 0), show_edge=False
     )
-    ideal = {row.metric: row.value for row in group.itertuples() if row.metric.endswith(IDEAL)}
-    intervals = intervals and bool((group["ci_low"].notna() & ~group["metric"].str.endswith(IDEAL)).any())
+    ideal = {row["metric"]: row["value"] for row in group if row["metric"].endswith(IDEAL)}
+    rows = [row for row in group if row["metric"] not in ideal]
+    intervals = intervals and not all(math.isnan(row["ci_low"]) for row in rows)
     table.add_column("metric", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
     if intervals:
@@ -139,32 +160,28 @@ def _table(group: pd.DataFrame, everything: bool, intervals: bool) -> Table:
     if ideal:
         table.add_column("ideal", justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)
-    for row in group.itertuples():
-        if row.metric.endswith(IDEAL) or not (
-            everything or row.metric in PRINCIPAL or row.metric.startswith("roc_auc")
-        ):
+    for row in rows:
+        metric = row["metric"]
+        if not (everything or metric in PRINCIPAL or metric.startswith("roc_auc")):
             continue
-        cells = [row.metric, number(row.value)]
+        cells = [metric, number(row["value"])]
         if intervals:
-            cells.append("" if np.isnan(row.ci_low) else f"{number(row.ci_low)} … {number(row.ci_high)}")
+            ends = "" if math.isnan(row["ci_low"]) else f"{number(row['ci_low'])} … {number(row['ci_high'])}"
+            cells.append(ends)
         if ideal:
-            cells.append(number(ideal[row.metric + IDEAL]) if row.metric + IDEAL in ideal else "")
-        table.add_row(*cells, "" if row.unit == "1" else row.unit)
+            cells.append(number(ideal[metric + IDEAL]) if metric + IDEAL in ideal else "")
+        table.add_row(*cells, "" if row["unit"] == "1" else row["unit"])
     return table
 
 
 def number(value: float) -> str:
     """Four significant digits, three below 0.1, thousands written out, "n/a" where undefined."""
     size = abs(value)
-    if np.isnan(value):
+    if math.isnan(value):
         return "n/a"
     if value == 0 or size >= 1e4:
         return f"{value:,.0f}" if size < 1e9 else f"{value:.2e}"
     if size < 1e-5:
         return f"{value:.2e}"
-    leading = int(np.floor(np.log10(size)))
+    leading = math.floor(math.log10(size))
     return f"{value:.{max(3 - leading, 0) if leading >= -1 else 2 - leading}f}"
-
-
-def _given(value: Any) -> bool:
-    return not (value is None or value is pd.NA or value != value or value == "")
