@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -14,7 +17,15 @@ from uqbench.backbones.blocks import ACTIVATIONS, MLP, Geometry, Initialiser
 from uqbench.errors import DataError
 from uqbench.graph import COINCIDENT, Batch
 from uqbench.kernels import Pairs, Wanted
+from uqbench.kernels.choice import compiled
+from uqbench.kernels.engine import Engine, Packer, Sizes, width
 from uqbench.structures import Structures
+
+log = logging.getLogger(__name__)
+
+# Compiled networks that were compared with autograd in this process, by dtype.
+_trusted: dict[torch.dtype, set[Sizes]] = defaultdict(set)
+_distrusted: dict[torch.dtype, set[Sizes]] = defaultdict(set)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +110,8 @@ class Potential(nn.Module):
         init: Initialiser,
     ) -> None:
         super().__init__()
-        self.backbone, self.members = backbone, init.members
+        self.backbone, self.members, self.activation = backbone, init.members, activation
+        self._compiled: tuple[list, Engine] | None = None
         width = backbone.features
         self.heads = nn.ModuleDict(
             {
@@ -127,6 +139,15 @@ class Potential(nn.Module):
         `batch.positions` requires a gradient, by the positions. Raises DataError for an unknown element and for
         coincident atoms.
         """
+        engine = None if create_graph else self._engine(batch)
+        if engine is None:
+            return self._differentiated(batch, create_graph, stress)
+        output = self._evaluated(engine, batch, stress)
+        if engine.sizes not in _trusted[engine.dtype]:
+            return self._check(engine, output, self._differentiated(batch, create_graph, stress))
+        return output
+
+    def _differentiated(self, batch: Batch, create_graph: bool, stress: bool) -> Output:
         with torch.enable_grad():
             positions = batch.positions
             if self.members is not None:
@@ -148,6 +169,62 @@ class Potential(nn.Module):
         output = Output(self._energy(batch, atomic), -gradient, latents, heads, stresses)
         return output if create_graph else _detached(output)
 
+    def _engine(self, batch: Batch) -> Engine | None:
+        """Return the network with its present weights as compiled code; None where that is not to be had."""
+        library = compiled(batch.positions)
+        if library is None or not hasattr(self.backbone, "pack") or self.scale.dtype != batch.positions.dtype:
+            return None
+        state = [*self.backbone.parameters(), *self.heads["energy"].parameters(), self.scale]
+        key = [(tensor.data_ptr(), tensor._version) for tensor in state]
+        # What writes to `.data` is not counted as a new version: a model in training is laid out anew every time.
+        if self._compiled is None or self.training or self._compiled[0] != key:
+            self._compiled = key, self._compile(library)
+        engine = self._compiled[1]
+        return None if engine.sizes in _distrusted[engine.dtype] else engine
+
+    def _compile(self, library: ctypes.CDLL) -> Engine:
+        backbone, dtype = self.backbone, self.scale.dtype
+        packer = Packer(self.members, width(library, dtype))
+        backbone.pack(packer)
+        first, last = self.heads["energy"].layers
+        packer.mlp(first, last, scale=self.scale, padded=False)
+        common = {"channels": backbone.features, "hidden": first.weight.shape[-1], "cutoff": backbone.cutoff}
+        return Engine(library, Sizes(**common, head_activation=self.activation, **backbone.description), packer, dtype)
+
+    def _evaluated(self, engine: Engine, batch: Batch, stress: bool) -> Output:
+        species = self._species(batch)
+        atomic, latents, forces, by_vectors, closest = engine(
+            batch.positions, batch.shifts, batch.first, batch.second, species
+        )
+        _check_distance(closest)
+        if self.members is None:
+            atomic, latents, forces, by_vectors = atomic[0], latents[0], forces[0], by_vectors[0]
+        with torch.no_grad():
+            heads = {name: head(latents) for name, head in self.heads.items() if name != "energy"}
+            vectors = pair_vectors(batch, batch.positions).expand_as(by_vectors)
+            stresses = _stress(batch, vectors, by_vectors) if stress else None
+            return Output(self._energy(batch, atomic), forces, latents, heads, stresses)
+
+    def _check(self, engine: Engine, found: Output, expected: Output) -> Output:
+        """Return what was expected, and trust or distrust networks like this one from now on."""
+        tolerance = {torch.float32: 1e-3, torch.float64: 1e-9}[engine.dtype]
+        size = float(expected.forces.abs().max()) + float(self.scale)
+        error = float((found.forces - expected.forces).abs().max()) / size
+        if error < tolerance:
+            _trusted[engine.dtype].add(engine.sizes)
+        elif np.isfinite(size):
+            log.warning(
+                "%s in torch, which is slower: forces of the compiled network are off by %.1g; please report this",
+                engine.sizes.kind,
+                error,
+            )
+            _distrusted[engine.dtype].add(engine.sizes)
+        return expected
+
+    def __getstate__(self) -> dict:
+        # Pointers into memory mean nothing in a copy.
+        return self.__dict__ | {"_compiled": None}
+
     def _energy(self, batch: Batch, atomic: Tensor) -> Tensor:
         reference = self.references[self.species_of_element[batch.numbers]]
         # Summed in float64: the references are thousands of eV, the accuracy wanted is below 1 meV.
@@ -155,18 +232,27 @@ class Potential(nn.Module):
         energy = total.new_zeros(*total.shape[:-1], len(batch))
         return energy.index_add(-1, batch.system, total)
 
-    def _geometry(self, batch: Batch, vectors: Tensor) -> Geometry:
+    def _species(self, batch: Batch) -> Tensor:
         species = self.species_of_element[batch.numbers]
         if species.min() < 0:
             unknown = sorted({chemical_symbols[z] for z in batch.numbers[species < 0].tolist()})
             known = [chemical_symbols[z] for z in self.species_of_element.ge(0).nonzero().flatten().tolist()]
             raise DataError(f"the potential was not trained on {', '.join(unknown)}; it knows {', '.join(known)}")
+        return species
+
+    def _geometry(self, batch: Batch, vectors: Tensor) -> Geometry:
+        species = self._species(batch)
         pairs = Pairs(batch.first, batch.second, len(batch.numbers), self.members or 1)
         distances = torch.linalg.vector_norm(vectors, dim=-1)
-        # Their direction is 0/0: one pair would turn every number of its frame into NaN without a word.
-        if len(pairs) and distances.detach().min() < COINCIDENT:
-            raise DataError(f"two atoms of a frame are closer than {COINCIDENT:g} Å: no force is defined there")
+        if len(pairs):
+            _check_distance(float(distances.detach().min()))
         return Geometry(distances, vectors / distances.unsqueeze(-1), species, pairs, Wanted())
+
+
+def _check_distance(closest: float) -> None:
+    # The direction between coincident atoms is 0/0: one pair would turn every number of its frame into NaN.
+    if closest < COINCIDENT:
+        raise DataError(f"two atoms of a frame are closer than {COINCIDENT:g} Å: no force is defined there")
 
 
 def pair_vectors(batch: Batch, positions: Tensor) -> Tensor:

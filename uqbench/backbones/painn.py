@@ -11,6 +11,7 @@ from uqbench.annotations import Supplied
 from uqbench.backbones import blocks
 from uqbench.backbones.blocks import MLP, Embedding, FilterBasis, Geometry, Initialiser, Linear, LinearFilter
 from uqbench.kernels import painn_message
+from uqbench.kernels.engine import Packer
 
 # Keeps the norm of a zero vector differentiable.
 EPSILON = 1e-8
@@ -46,6 +47,9 @@ class PaiNN(nn.Module):
         blocks.check_sizes(features=features, layers=layers)
         act = blocks.activation(activation)
         self.features, self.cutoff = features, cutoff
+        # For the compiled engine; see `pack`.
+        self.description = {"kind": "painn", "layers": layers, "radial": radial_functions}
+        self.description |= {"basis": radial_basis, "activation": activation}
         self.embedding = Embedding(n_species, features, init)
         self.basis = FilterBasis(radial_basis, radial_functions, cutoff)
         self.interactions = nn.ModuleList(
@@ -61,6 +65,20 @@ class PaiNN(nn.Module):
             q, mu = interaction(q, mu, basis, geometry)
             q, mu = mixing(q, mu)
         return q
+
+    def pack(self, packer: Packer) -> None:
+        """Hand over all weights in the order of the compiled engine (`PainnEngine::read`)."""
+        packer.plain(self.embedding.weight, padded=True)
+        for interaction, mixing in zip(self.interactions, self.mixings, strict=True):
+            packer.plain(interaction.filters())
+            packer.mlp(*interaction.context.layers, blocks=interaction.blocks)
+            packer.linear(mixing.mix.weight, blocks=2)
+            packer.transposed(mixing.mix.weight, blocks=2, padded=True)
+            # The context's input is [q, norm]: two maps that are added.
+            packer.mlp(*mixing.context.layers, blocks=2 if mixing.last else 3, inputs=self.features)
+            by_norm = mixing.context.layers[0].weight[..., self.features :, :]
+            packer.linear(by_norm)
+            packer.transposed(by_norm)
 
 
 class Interaction(nn.Module):

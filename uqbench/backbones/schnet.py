@@ -10,6 +10,7 @@ from uqbench.annotations import Supplied
 from uqbench.backbones import blocks
 from uqbench.backbones.blocks import MLP, Embedding, Geometry, Initialiser, Linear
 from uqbench.kernels import schnet_message
+from uqbench.kernels.engine import Packer
 
 
 class SchNet(nn.Module):
@@ -42,6 +43,9 @@ class SchNet(nn.Module):
         blocks.check_sizes(features=features, layers=layers)
         act = blocks.activation(activation)
         self.features, self.cutoff = features, cutoff
+        # For the compiled engine; see `pack`.
+        self.description = {"kind": "schnet", "layers": layers, "radial": radial_functions}
+        self.description |= {"basis": radial_basis, "activation": activation}
         self.embedding = Embedding(n_species, features, init)
         self.basis = blocks.radial_basis(radial_basis, radial_functions, cutoff)
         self.interactions = nn.ModuleList(
@@ -56,6 +60,15 @@ class SchNet(nn.Module):
         for interaction in self.interactions:
             x = x + interaction(x, basis, envelope, geometry)
         return x
+
+    def pack(self, packer: Packer) -> None:
+        """Hand over all weights in the order of the compiled engine (`SchnetEngine::read`)."""
+        packer.plain(self.embedding.weight, padded=True)
+        for interaction in self.interactions:
+            packer.mlp(*interaction.filters.layers)
+            packer.linear(interaction.to_senders.weight)
+            packer.transposed(interaction.to_senders.weight)
+            packer.mlp(*interaction.update.layers)
 
 
 class Interaction(nn.Module):

@@ -17,7 +17,7 @@ from uqbench.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("messages.cpp")
+SOURCES = sorted(Path(__file__).parent.glob("*.?pp"))
 COMPILERS = ("c++", "g++", "clang++")
 # No -ffast-math: it would drop what NaN and infinity mean, for the whole process where the library is loaded.
 FLAGS = (
@@ -74,7 +74,14 @@ def _folder() -> Path:
 
 def _key(compiler: str) -> str:
     """Name of the library: another source, compiler or CPU (home folders are shared) needs another one."""
-    parts = [SOURCE.read_text(), *FLAGS, THREADS, _run([compiler, "--version"]), platform.platform(), _cpu()]
+    parts = [
+        *(path.read_text() for path in SOURCES),
+        *FLAGS,
+        THREADS,
+        _run([compiler, "--version"]),
+        platform.platform(),
+        _cpu(),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -91,7 +98,8 @@ def _build(compiler: str, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as path:
-            command = [compiler, *FLAGS, "-shared", str(SOURCE), "-o", str(path)]
+            units = [str(source) for source in SOURCES if source.suffix == ".cpp"]
+            command = [compiler, *FLAGS, "-shared", *units, "-o", str(path)]
             try:
                 _run([*command, THREADS])
             except NoKernels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import os
@@ -42,6 +43,13 @@ def chosen(reference: Form, like: Tensor) -> Form:
     if _mode == "torch" or like.device.type != "cpu" or like.dtype not in NAMES:
         return reference
     return _checked(reference)
+
+
+def compiled(like: Tensor) -> ctypes.CDLL | None:
+    """Return the library for tensors of this device and dtype; None where torch is to be taken."""
+    if _mode == "torch" or like.device.type != "cpu" or like.dtype not in NAMES or _bodies()[1]:
+        return None
+    return library()
 
 
 @functools.cache

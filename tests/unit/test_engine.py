@@ -1,0 +1,177 @@
+"""The compiled network against autograd through the plain one."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from uqbench import kernels, potential
+from uqbench.backbones.blocks import Initialiser
+from uqbench.backbones.painn import PaiNN
+from uqbench.backbones.schnet import SchNet
+from uqbench.errors import ConfigError, DataError
+from uqbench.graph import GraphSet
+from uqbench.kernels import choice, engine
+from uqbench.potential import Normalisation, Potential
+
+FORCES = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+@pytest.fixture(autouse=True)
+def native(monkeypatch):
+    monkeypatch.setattr(choice, "_mode", choice._mode)
+    for known in ("_trusted", "_distrusted"):
+        monkeypatch.setattr(potential, known, copy.deepcopy(getattr(potential, known)))
+    try:
+        kernels.use("native")
+    except ConfigError as reason:
+        pytest.skip(str(reason))
+
+
+def build(kind, ethanol, members=None, *, features=24, layers=3, basis="bessel", activation="silu"):
+    constants, init = Normalisation.fit(ethanol), Initialiser(1, members)
+    backbone = {"painn": PaiNN, "schnet": SchNet}[kind](
+        features=features,
+        layers=layers,
+        radial_functions=7,
+        radial_basis=basis,
+        cutoff=4.0,
+        activation=activation,
+        n_species=len(constants.elements),
+        init=init,
+    )
+    heads = {"variance": 2}
+    model = Potential(backbone, heads=heads, normalisation=constants, activation=activation, init=init)
+    # Biases begin as zero, which would hide what is done with them.
+    with torch.no_grad():
+        for k, parameter in enumerate(model.parameters()):
+            parameter += 0.05 * torch.sin(torch.arange(parameter.numel()).add(k).view_as(parameter))
+    return model.eval()
+
+
+def outputs(model, batch, *, stress=False):
+    """What the compiled network and what autograd give; the former is trusted beforehand."""
+    kernels.use("native")
+    compiled_network = model._engine(batch)
+    potential._trusted[compiled_network.dtype].add(compiled_network.sizes)
+    found = model(batch, stress=stress)
+    kernels.use("torch")
+    assert model._engine(batch) is None
+    return found, model(batch, stress=stress)
+
+
+def equal(found, expected, tolerance):
+    for name in ("energy", "forces", "latents", "stress"):
+        a, b = getattr(found, name), getattr(expected, name)
+        if b is not None:
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()), msg=name)
+    assert found.heads.keys() == expected.heads.keys()
+    for name, values in expected.heads.items():
+        torch.testing.assert_close(found.heads[name], values, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", FORCES, ids=str)
+@pytest.mark.parametrize("members", [None, 1, 3])
+@pytest.mark.parametrize("features", [6, 40, 64])
+@pytest.mark.parametrize("kind", ["painn", "schnet"])
+def test_it_is_the_network(kind, features, members, dtype, ethanol):
+    model = build(kind, ethanol, members, features=features).to(dtype)
+    batch = GraphSet(ethanol[:3], 4.0, dtype=dtype).batch([0, 1, 2])
+    equal(*outputs(model, batch), FORCES[dtype])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("activation", ["silu", "shifted_softplus"])
+@pytest.mark.parametrize("basis", ["bessel", "gaussian"])
+@pytest.mark.parametrize("kind", ["painn", "schnet"])
+def test_every_choice_of_its_parts(kind, basis, activation, layers, ethanol):
+    model = build(kind, ethanol, layers=layers, basis=basis, activation=activation).double()
+    batch = GraphSet(ethanol[:2], 4.0, dtype=torch.float64).batch([0, 1])
+    equal(*outputs(model, batch), 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["painn", "schnet"])
+def test_stress_and_images_of_a_small_cell(kind, ethanol):
+    atoms = ethanol[:1].to_atoms()[0]
+    atoms.set_cell([4.5, 5.0, 4.0])
+    atoms.pbc = True
+    periodic = type(ethanol).from_atoms([atoms], origin="crystal")
+    batch = GraphSet(periodic, 4.0, dtype=torch.float64).batch([0])
+    assert len(batch.first) > len(batch.numbers) ** 2
+    equal(*outputs(build(kind, ethanol).double(), batch, stress=True), 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["painn", "schnet"])
+def test_atoms_without_neighbours(kind, ethanol):
+    model = build(kind, ethanol).double()
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    nothing = batch.first[:0]
+    lonely = dataclasses.replace(batch, first=nothing, second=nothing, shifts=batch.shifts[:0])
+    found, expected = outputs(model, lonely)
+    equal(found, expected, 1e-12)
+    assert not found.forces.any()
+
+
+@pytest.mark.parametrize("kind", ["painn", "schnet"])
+def test_threads_do_not_change_a_bit(kind, ethanol):
+    batch = GraphSet(ethanol[:40], 4.0, dtype=torch.float32).batch(range(40))
+    before, found = torch.get_num_threads(), []
+    try:
+        for members in (None, 3):
+            model = build(kind, ethanol, members)
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                found.append(outputs(model, batch)[0])
+    finally:
+        torch.set_num_threads(before)
+    for one, two in (found[:2], found[2:]):
+        assert torch.equal(one.forces, two.forces) and torch.equal(one.energy, two.energy)
+
+
+def test_new_weights_count(ethanol):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    model = build("painn", ethanol).double()
+    outputs(model, batch)
+    with torch.no_grad():
+        model.backbone.interactions[1].context.layers[0].weight += 0.1
+    equal(*outputs(model, batch), 1e-12)
+    model.load_state_dict(build("painn", ethanol[20:]).double().state_dict())
+    equal(*outputs(model, batch), 1e-12)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.heads["energy"].layers[1].bias += 1.0
+    equal(*outputs(twin, batch), 1e-12)
+    equal(*outputs(model, batch), 1e-12)
+
+
+def test_a_compiled_network_that_is_wrong_is_not_used(ethanol, monkeypatch, caplog):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    model = build("painn", ethanol).double()
+    kernels.use("torch")
+    expected = model(batch).forces
+    kernels.use("native")
+    right = engine.Engine.__call__
+
+    def wrong(self, *arguments):
+        atomic, latents, forces, by_vectors, closest = right(self, *arguments)
+        return atomic, latents, 1.01 * forces, by_vectors, closest
+
+    potential._trusted.clear()
+    monkeypatch.setattr(engine.Engine, "__call__", wrong)
+    for _ in range(2):
+        torch.testing.assert_close(model(batch).forces, expected, rtol=1e-12, atol=1e-12)
+    assert len(caplog.messages) == 1 and "painn in torch" in caplog.text and "off by" in caplog.text
+
+
+def test_coincident_atoms_are_an_error(ethanol):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    positions = batch.positions.clone()
+    positions[batch.second[0]] = positions[batch.first[0]]
+    with pytest.raises(DataError, match="closer than"):
+        outputs(build("painn", ethanol).double(), batch.with_positions(positions))
+
+
+def test_gradients_are_left_to_autograd(ethanol):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    assert build("painn", ethanol).double()(batch, create_graph=True).forces.requires_grad

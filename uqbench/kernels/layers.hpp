@@ -1,0 +1,191 @@
+// Layers on rows of atoms or pairs and their derivatives, and the radial bases, for the evaluation without autograd.
+
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "simd.hpp"
+
+namespace {
+
+template <typename T>
+int64_t padded(int64_t channels) {
+    return (channels + WIDTH<T> - 1) / WIDTH<T> * WIDTH<T>;
+}
+
+// Calls body(start, stop) on pieces of a range; small ranges stay on this thread.
+template <typename Body>
+void pieces(int threads, int64_t count, int64_t size, Body body) {
+    const int64_t n = (count + size - 1) / size;
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(std::min<int64_t>(threads, n))) if (threads > 1 && n > 1)
+    for (int64_t k = 0; k < n; ++k) body(k * size, std::min(count, (k + 1) * size));
+}
+
+// A linear map: W (inner, columns) in panels of WIDTH columns, (columns / WIDTH, inner, WIDTH), with zeros beyond the
+// last column; the bias is padded alike, or null.
+template <typename T>
+struct Linear {
+    const T *panels, *bias;
+    int64_t inner, columns;
+};
+
+constexpr int64_t ROW_PIECE = 64;  // rows of a piece of work: with one panel they stay in the fastest caches
+
+// out = x W + bias, or out += x W.
+template <typename T>
+void apply(const Linear<T>& w, const T* x, int64_t x_row, T* out, int64_t out_row, int64_t rows, bool add, int threads) {
+    pieces(threads, rows, ROW_PIECE, [&](int64_t r0, int64_t r1) {
+        for (int64_t column = 0; column < w.columns; column += WIDTH<T>) {
+            if (!add)
+                for (int64_t r = r0; r < r1; ++r)
+                    for (int k = 0; k < 2; ++k)
+                        vector(out + r * out_row + column, k) = w.bias ? vector(w.bias + column, k) : Vector<T>{};
+            product(x + r0 * x_row, x_row, 1, w.panels + column * w.inner, WIDTH<T>, out + r0 * out_row + column, out_row,
+                    r1 - r0, w.inner);
+        }
+    });
+}
+
+template <typename T>
+struct Integer;
+template <>
+struct Integer<float> {
+    typedef int32_t Type __attribute__((vector_size(64)));
+    static constexpr int mantissa = 23, bias = 127;
+    static constexpr float least = -87.0f, most = 88.0f;
+};
+template <>
+struct Integer<double> {
+    typedef int64_t Type __attribute__((vector_size(64)));
+    static constexpr int mantissa = 52, bias = 1023;
+    static constexpr double least = -708.0, most = 709.0;
+};
+
+// e^x to rounding, by 2^n e^r with |r| <= ln 2 / 2 and the Taylor series of e^r. NaN stays NaN.
+template <typename T>
+Vector<T> exponential(Vector<T> x) {
+    using I = typename Integer<T>::Type;
+    constexpr int terms = sizeof(T) == 4 ? 7 : 13;
+    const Vector<T> least = Vector<T>{} + Integer<T>::least, most = Vector<T>{} + Integer<T>::most;
+    const Vector<T> inside = x < least ? least : (x > most ? most : x);
+    // Adding and subtracting 1.5 · 2^mantissa rounds to the nearest integer.
+    const T magic = static_cast<T>(1.5) * static_cast<T>(int64_t(1) << Integer<T>::mantissa);
+    const Vector<T> n = (inside * static_cast<T>(1.4426950408889634) + magic) - magic;
+    // ln 2 in two parts, the first one short enough for an exact product.
+    const T high = sizeof(T) == 4 ? static_cast<T>(0.693359375) : static_cast<T>(0.693147180369123816490);
+    const T low = sizeof(T) == 4 ? static_cast<T>(-2.12194440e-4) : static_cast<T>(1.90821492927058770002e-10);
+    const Vector<T> r = (inside - n * high) - n * low;
+    T factors[terms + 1] = {1};
+    for (int k = 1; k <= terms; ++k) factors[k] = factors[k - 1] / k;
+    Vector<T> sum = Vector<T>{} + factors[terms];
+    for (int k = terms - 1; k >= 0; --k) sum = sum * r + factors[k];
+    const I power = (__builtin_convertvector(n, I) + Integer<T>::bias) << Integer<T>::mantissa;
+    Vector<T> scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    return x == x ? sum * scale : x;
+}
+
+enum class Activation : int64_t { silu = 0, shifted_softplus = 1 };
+
+// ln(1 + e^x) = max(x, 0) + 2 artanh(y / (2 + y)) with y = e^-|x| <= 1, by the series of artanh.
+template <typename T>
+Vector<T> softplus(Vector<T> x) {
+    constexpr int terms = sizeof(T) == 4 ? 8 : 17;
+    const Vector<T> zero = {}, y = exponential<T>(x < zero ? x : -x), z = y / (T(2) + y), square = z * z;
+    Vector<T> sum = zero + T(1) / (2 * terms - 1);
+    for (int k = terms - 2; k >= 0; --k) sum = sum * square + T(1) / (2 * k + 1);
+    return (x > zero ? x : (x == x ? zero : x)) + T(2) * z * sum;
+}
+
+// a = act(h), over padded rows.
+template <typename T>
+void activate(Activation act, const T* h, T* a, int64_t count, int threads) {
+    pieces(threads, count, 4096, [&](int64_t start, int64_t stop) {
+        for (int64_t k = start; k < stop; k += Simd<T>::lanes) {
+            const Vector<T> x = vector(h + k, 0);
+            if (act == Activation::silu)
+                vector(a + k, 0) = x / (T(1) + exponential<T>(-x));
+            else
+                vector(a + k, 0) = softplus<T>(x) - static_cast<T>(0.6931471805599453);
+        }
+    });
+}
+
+// by *= act'(h).
+template <typename T>
+void chain(Activation act, const T* h, T* by, int64_t count, int threads) {
+    pieces(threads, count, 4096, [&](int64_t start, int64_t stop) {
+        for (int64_t k = start; k < stop; k += Simd<T>::lanes) {
+            const Vector<T> x = vector(h + k, 0), sigmoid = T(1) / (T(1) + exponential<T>(-x));
+            if (act == Activation::silu)
+                vector(by + k, 0) *= sigmoid * (T(1) + x * (T(1) - sigmoid));
+            else
+                vector(by + k, 0) *= sigmoid;
+        }
+    });
+}
+
+// Two linear maps with the activation between them, and their transposes without bias.
+template <typename T>
+struct Mlp {
+    Linear<T> in, out, in_t, out_t;
+};
+
+enum class Basis : int64_t { bessel = 0, gaussian = 1 };
+
+// Pairs of one member: lengths, directions, and the radial functions with their derivatives by the length.
+template <typename T>
+struct Pairs {
+    T *distance, *u;          // (P,), (P, 3)
+    T *basis, *slope;         // (P, row)
+    T *envelope, *fall;       // (P,): cutoff function and its derivative
+    int64_t row;
+};
+
+// One radial function after another of distance r, as `put(k, value, derivative)`.
+template <typename Put>
+void radial(Basis kind, int64_t size, double cutoff, double r, Put put) {
+    if (kind == Basis::gaussian) {
+        const double width = cutoff / (size - 1), exponent = -0.5 / (width * width);
+        for (int64_t k = 0; k < size; ++k) {
+            const double x = r - k * width, value = std::exp(exponent * x * x);
+            put(k, value, 2 * exponent * x * value);
+        }
+        return;
+    }
+    const double w = M_PI / cutoff, s1 = std::sin(w * r), c1 = std::cos(w * r);
+    double s = s1, c = c1;
+    for (int64_t k = 0; k < size; ++k) {
+        put(k, s / r, (k + 1) * w * c / r - s / (r * r));
+        const double next = s * c1 + c * s1;
+        c = c * c1 - s * s1, s = next;
+    }
+}
+
+// Fills `pairs`. enveloped: radial functions times the cutoff function, followed by that itself.
+template <typename T>
+void geometry(const T* positions, const T* shifts, const int64_t* first, const int64_t* second, int64_t count, Basis kind,
+              int64_t size, double cutoff, bool enveloped, const Pairs<T>& pairs, int threads) {
+    pieces(threads, count, 256, [&](int64_t start, int64_t stop) {
+        for (int64_t p = start; p < stop; ++p) {
+            double r[3], square = 0;
+            for (int x = 0; x < 3; ++x) {
+                r[x] = double(positions[3 * second[p] + x] - positions[3 * first[p] + x] + shifts[3 * p + x]);
+                square += r[x] * r[x];
+            }
+            const double d = std::sqrt(square), w = M_PI / cutoff;
+            const double f = d < cutoff ? 0.5 * (std::cos(w * d) + 1) : 0, fall = d < cutoff ? -0.5 * w * std::sin(w * d) : 0;
+            pairs.distance[p] = d, pairs.envelope[p] = f, pairs.fall[p] = fall;
+            for (int x = 0; x < 3; ++x) pairs.u[3 * p + x] = r[x] / d;
+            T *basis = pairs.basis + p * pairs.row, *slope = pairs.slope + p * pairs.row;
+            radial(kind, size, cutoff, d, [&](int64_t k, double value, double derivative) {
+                basis[k] = enveloped ? value * f : value;
+                slope[k] = enveloped ? derivative * f + value * fall : derivative;
+            });
+            if (enveloped) basis[size] = f, slope[size] = fall;
+        }
+    });
+}
+
+}  // namespace

@@ -1,0 +1,183 @@
+// Vectors, small matrix products and packed rows that all kernels share.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+namespace {
+
+template <typename T>
+struct Simd {
+    static constexpr int lanes = 64 / sizeof(T);
+    static constexpr int width = 2 * lanes;
+    typedef T Vector __attribute__((vector_size(64)));
+    typedef T Loose __attribute__((vector_size(64), aligned(alignof(T)), may_alias));
+};
+
+template <typename T>
+using Vector = typename Simd<T>::Vector;
+
+template <typename T>
+constexpr int WIDTH = Simd<T>::width;
+
+// Rows of a product that are held in registers.
+#ifdef __AVX512F__
+constexpr int ROWS = 12;
+#else
+constexpr int ROWS = 3;
+#endif
+
+// Channels are adjacent; members, blocks and atoms are as far apart as the strides say.
+template <typename T>
+struct Features {
+    T* data;
+    int64_t member, block, atom;
+};
+
+template <typename T>
+Vector<T>& vector(T* aligned, int64_t part) {
+    return reinterpret_cast<Vector<T>*>(aligned)[part];
+}
+
+template <typename T>
+const Vector<T>& vector(const T* aligned, int64_t part) {
+    return reinterpret_cast<const Vector<T>*>(aligned)[part];
+}
+
+template <typename T>
+T total(Vector<T> value) {
+    T sums[Simd<T>::lanes];
+    std::memcpy(sums, &value, sizeof value);
+    for (int half = Simd<T>::lanes / 2; half > 0; half /= 2)
+        for (int k = 0; k < half; ++k) sums[k] += sums[k + half];
+    return sums[0];
+}
+
+// out[r, :] += sum over c of a[r, c] b[c, :], for WIDTH columns.
+template <typename T, int R>
+void product_rows(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, T* out, int64_t out_row,
+                  int64_t inner) {
+    Vector<T> sums[R][2];
+    for (int r = 0; r < R; ++r)
+        for (int k = 0; k < 2; ++k) sums[r][k] = vector(out + r * out_row, k);
+    for (int64_t c = 0; c < inner; ++c) {
+        const Vector<T> b0 = vector(b + c * b_row, 0), b1 = vector(b + c * b_row, 1);
+        for (int r = 0; r < R; ++r) {
+            const T factor = a[r * a_row + c * a_column];
+            sums[r][0] += factor * b0;
+            sums[r][1] += factor * b1;
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int k = 0; k < 2; ++k) vector(out + r * out_row, k) = sums[r][k];
+}
+
+template <typename T, int R = ROWS>
+void product_few(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, T* out, int64_t out_row,
+                 int64_t rows, int64_t inner) {
+    if (rows == R)
+        product_rows<T, R>(a, a_row, a_column, b, b_row, out, out_row, inner);
+    else if constexpr (R > 1)
+        product_few<T, R - 1>(a, a_row, a_column, b, b_row, out, out_row, rows, inner);
+}
+
+// The same for any number of rows, in turns that are as equal as possible: each one reads all of b.
+template <typename T>
+void product(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, T* out, int64_t out_row,
+             int64_t rows, int64_t inner) {
+    for (int64_t turns = (rows + ROWS - 1) / ROWS, r = 0; turns > 0; --turns) {
+        const int64_t now = (rows - r + turns - 1) / turns;
+        product_few<T>(a + r * a_row, a_row, a_column, b, b_row, out + r * out_row, out_row, now, inner);
+        r += now;
+    }
+}
+
+// Memory for as long as this lives, aligned for vectors.
+template <typename T>
+class Scratch {
+  public:
+    T* take(size_t count) {
+        const size_t bytes = (count * sizeof(T) / 64 + 1) * 64;
+        blocks_.emplace_back(static_cast<T*>(std::aligned_alloc(64, bytes)));
+        return blocks_.back().get();
+    }
+
+    T* zeros(size_t count) {
+        T* block = take(count);
+        std::memset(static_cast<void*>(block), 0, count * sizeof(T));
+        return block;
+    }
+
+  private:
+    struct Free {
+        void operator()(T* block) const { std::free(block); }
+    };
+    std::vector<std::unique_ptr<T, Free>> blocks_;
+};
+
+// The channels of one item, of some blocks of features of all atoms, next to each other: rows of one atom in features
+// are often a multiple of 4 KiB apart, where caches fail.
+template <typename T>
+struct Packed {
+    T* data = nullptr;
+    int blocks = 0;
+
+    T* row(int64_t atom, int block) const { return data + (atom * blocks + block) * WIDTH<T>; }
+    Vector<T>& at(int64_t atom, int block, int k) const { return vector(row(atom, block), k); }
+};
+
+// Where an item's channels are in features.
+struct Place {
+    int64_t member, channel, width;
+};
+
+template <typename T>
+void copy(const T* from, T* to, int64_t width) {
+    if (width == WIDTH<T>)
+        std::memcpy(to, from, WIDTH<T> * sizeof(T));  // of a size that the compiler knows
+    else
+        std::memcpy(to, from, width * sizeof(T));
+}
+
+// Read `count` blocks into the packed ones from `start` on; zeros beyond the last channel are there already.
+template <typename T>
+void pack(const Features<T>& x, const Place& place, int64_t atoms, int count, const Packed<T>& packed, int start) {
+    const T* from = x.data + place.member * x.member + place.channel;
+    for (int64_t i = 0; i < atoms; ++i)
+        for (int block = 0; block < count; ++block)
+            copy(from + block * x.block + i * x.atom, packed.row(i, start + block), place.width);
+}
+
+template <typename T>
+void unpack(const Packed<T>& packed, int start, const Place& place, int64_t atoms, int count, const Features<T>& x) {
+    T* to = x.data + place.member * x.member + place.channel;
+    for (int64_t i = 0; i < atoms; ++i)
+        for (int block = 0; block < count; ++block)
+            copy<T>(packed.row(i, start + block), to + block * x.block + i * x.atom, place.width);
+}
+
+template <typename T, typename Arguments, typename Item>
+void each_item(const Arguments& a, Item item) {
+    const int64_t blocks = (a.channels + WIDTH<T> - 1) / WIDTH<T>;
+    const int64_t items = a.members * blocks;
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(std::min<int64_t>(a.threads, items))) if (a.threads > 1)
+    for (int64_t n = 0; n < items; ++n) {
+        const int64_t channel = n % blocks * WIDTH<T>;
+        item({n / blocks, channel, std::min<int64_t>(WIDTH<T>, a.channels - channel)});
+    }
+}
+
+template <typename T, template <typename> class Kernel, typename Arguments, typename Call>
+void run(const Arguments& a, Call call) {
+    each_item<T>(a, [&](const Place& place) {
+        Kernel<T> kernel(a, place);
+        call(kernel);
+    });
+}
+
+}  // namespace
