@@ -3,17 +3,21 @@
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 
 from uqbench import kernels
 from uqbench.errors import ConfigError
 from uqbench.kernels import Pairs, build, choice
+from uqbench.kernels.activation import ACTIVATIONS
+from uqbench.kernels.mixing import MIX, MIX_LAST, painn_norm
 from uqbench.kernels.painn import PAINN
 from uqbench.kernels.schnet import SCHNET
 
 ATOMS, PAIRS, RADIAL = 7, 45, 5
-REFERENCES = {"painn": PAINN, "painn_first": PAINN, "schnet": SCHNET}
+REFERENCES = {"painn": PAINN, "painn_first": PAINN, "schnet": SCHNET, "mix": MIX, "mix_last": MIX_LAST}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,11 @@ def draw(kind, channels, dtype, members=2, atoms=ATOMS, pairs=PAIRS):
     graph, row = Pairs(first, second, atoms, members), (atoms, channels)
     if kind == "schnet":
         return graph, randn((pairs, channels), row), randn(row), randn((pairs, channels), row)
+    if kind.startswith("mix"):
+        one, three = row, (3, *row)
+        shapes, results = [(one, three, three, one), (one, three)]
+        shapes, results = (shapes[:3], results[:1]) if kind == "mix_last" else (shapes, results)
+        return None, randn(*shapes), randn(*results), randn(*shapes)
     more = ((3, *row),) if kind == "painn" else ()
     shapes = (pairs, 3), (pairs, RADIAL), (2 + len(more), RADIAL, channels), (2, *row), *more
     return graph, randn(*shapes), randn(row, (3, *row)), randn(*shapes)
@@ -60,7 +69,7 @@ def same(found, expected, asked, dtype):
         if a is None or b is None:
             assert all(x is None or not x.any() for x in (a, b))
         else:
-            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.detach().abs().max()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -111,10 +120,51 @@ def test_threads_do_not_change_a_bit(native, kind):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("kind", REFERENCES)
+@pytest.mark.parametrize("kind", ["painn", "painn_first", "schnet"])
 def test_without_pairs_there_is_no_message(native, kind):
     graph, arguments, _, _ = draw(kind, 8, torch.float32, pairs=0)
     assert not any(result.any() for result in native[REFERENCES[kind].name].message(graph, arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "norm"])
+def test_functions_of_single_atoms_to_the_third_order(native, fresh, name, dtype):
+    generator = torch.Generator().manual_seed(5)
+
+    def randn(*shape):
+        return (3 * torch.randn(shape, generator=generator, dtype=dtype)).requires_grad_(True)
+
+    shapes = {"norm": [(2, 3, 4, 21), (2, 4, 21)]}.get(name, [(5, 21), (5, 21)])
+    function = painn_norm if name == "norm" else ACTIVATIONS[name]
+    x, g, c, e = randn(*shapes[0]), randn(*shapes[1]), randn(*shapes[0]), randn(*shapes[1])
+
+    def derivatives(order):
+        found = [function(x)]
+        for k, (inputs, cotangents) in enumerate(([[x], [g]], [[x, g], [c]], [[x, g, c], [c, e]])[:order], start=1):
+            found = torch.autograd.grad(found, inputs, cotangents, create_graph=k < order)
+        return found
+
+    for order in range(4):
+        kernels.use("native")
+        found = derivatives(order)
+        kernels.use("torch")
+        tolerance = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+        for a, b in zip(found, derivatives(order), strict=True):
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.detach().abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_over_the_whole_range(native, fresh, name, dtype):
+    largest = {torch.float32: 80.0, torch.float64: 700.0}[dtype]
+    x = torch.cat([torch.linspace(-largest, largest, 4001, dtype=dtype), torch.tensor([0.0, -1e30, 1e30], dtype=dtype)])
+    kernels.use("native")
+    found, nan = ACTIVATIONS[name](x), ACTIVATIONS[name](torch.tensor([torch.nan, 1.0], dtype=dtype))
+    exact = x.double().numpy()
+    exact = exact * expit(exact) if name == "silu" else np.logaddexp(0, exact) - np.log(2)
+    precise = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found, torch.as_tensor(exact, dtype=dtype), rtol=precise, atol=precise)
+    assert nan.isnan().tolist() == [True, False]
 
 
 def test_without_a_compiler_torch_is_taken_with_one_line(fresh, monkeypatch, caplog):

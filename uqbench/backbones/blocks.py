@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from uqbench.errors import ConfigError
 from uqbench.kernels import Pairs, Wanted
+from uqbench.kernels.activation import ACTIVATIONS
 from uqbench.seeding import torch_generator
 
 
@@ -95,14 +96,6 @@ class Embedding(nn.Module):
 
     def forward(self, species: Tensor) -> Tensor:
         return self.weight.index_select(-2, species)
-
-
-def shifted_softplus(x: Tensor) -> Tensor:
-    """Return ln(1 + e^x) - ln 2, which is smooth and zero at zero."""
-    return F.softplus(x) - math.log(2.0)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "shifted_softplus": shifted_softplus}
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:

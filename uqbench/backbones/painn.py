@@ -10,11 +10,8 @@ from torch import Tensor, nn
 from uqbench.annotations import Supplied
 from uqbench.backbones import blocks
 from uqbench.backbones.blocks import MLP, Embedding, FilterBasis, Geometry, Initialiser, Linear, LinearFilter
-from uqbench.kernels import painn_message
+from uqbench.kernels import Wanted, painn_message, painn_mix, painn_norm
 from uqbench.kernels.engine import Packer
-
-# Keeps the norm of a zero vector differentiable.
-EPSILON = 1e-8
 
 
 class PaiNN(nn.Module):
@@ -63,7 +60,7 @@ class PaiNN(nn.Module):
         q, mu = self.embedding(geometry.species), None
         for interaction, mixing in zip(self.interactions, self.mixings, strict=True):
             q, mu = interaction(q, mu, basis, geometry)
-            q, mu = mixing(q, mu)
+            q, mu = mixing(q, mu, geometry.wanted)
         return q
 
     def pack(self, packer: Packer) -> None:
@@ -115,10 +112,14 @@ class Mixing(nn.Module):
         self.mix = Linear(features, 2 * features, init, bias=False)
         self.context = MLP([2 * features, features, (2 if last else 3) * features], act, init)
 
-    def forward(self, q: Tensor, mu: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, q: Tensor, mu: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor | None]:
         # Rows of (3·N, F): one matrix product for the channels of all three components.
         v, w = self.mix(mu.flatten(-3, -2)).unflatten(-2, (3, -1)).chunk(2, dim=-1)
-        norm = (v.square().sum(-3) + EPSILON).sqrt()
+        norm = painn_norm(v if q.dim() == 3 else v.unsqueeze(0)).view(q.shape)
         a, b, *d = self.context(torch.cat([q, norm], dim=-1)).split(q.shape[-1], dim=-1)
-        q = q + a + b * (v * w).sum(-3)
-        return q, None if self.last else mu + d[0].unsqueeze(-3) * w
+        arguments = b, v, w, d[0] if d else None
+        if q.dim() == 2:
+            arguments = (None if argument is None else argument.unsqueeze(0) for argument in arguments)
+        delta_q, delta_mu = painn_mix(*arguments, wanted=wanted)
+        q = q + a + delta_q.view(q.shape)
+        return q, None if self.last else mu + delta_mu.view(mu.shape)

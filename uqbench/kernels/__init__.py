@@ -6,9 +6,10 @@ rounding.
 """
 
 from uqbench.kernels.choice import use
+from uqbench.kernels.mixing import painn_mix, painn_norm
 from uqbench.kernels.multilinear import Wanted
 from uqbench.kernels.painn import painn_message
 from uqbench.kernels.pairs import Pairs
 from uqbench.kernels.schnet import schnet_message
 
-__all__ = ["Pairs", "Wanted", "painn_message", "schnet_message", "use"]
+__all__ = ["Pairs", "Wanted", "painn_message", "painn_mix", "painn_norm", "schnet_message", "use"]

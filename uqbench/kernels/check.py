@@ -42,6 +42,12 @@ def _examples(name: str, generator: torch.Generator, dtype: torch.dtype) -> Iter
         return tuple(_random((MEMBERS, *shape), generator, dtype) for shape in shapes)
 
     atoms = (ATOMS, CHANNELS)
+    if name.startswith("mix"):
+        yield (
+            draw(*(atoms, (3, *atoms), (3, *atoms), atoms)[: 3 if name == "mix_last" else 4]),
+            draw(*(atoms, (3, *atoms))[: 1 if name == "mix_last" else 2]),
+        )
+        return
     if name == "schnet":
         yield draw((PAIRS, CHANNELS), atoms), draw(atoms)
         return

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from ctypes import POINTER, c_double, c_int64, c_void_p
+from ctypes import c_double, c_int64, c_void_p
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uqbench.kernels.native import NAMES
+from uqbench.kernels.native import NAMES, entry
 
 BASES = ("bessel", "gaussian")
 ACTIVATIONS = ("silu", "shifted_softplus")
@@ -135,8 +135,7 @@ class Engine:
 
     def __init__(self, library: ctypes.CDLL, sizes: Sizes, packer: Packer, dtype: torch.dtype) -> None:
         self.sizes, self.dtype = sizes, dtype
-        self._call = getattr(library, f"engine_{sizes.kind}_{NAMES[dtype]}")
-        self._call.argtypes, self._call.restype = [POINTER(EngineArguments)], None
+        self._call = entry(library, f"engine_{sizes.kind}", dtype, EngineArguments)
         self._tensors, members, count = packer.tensors, packer.members or 1, len(packer.tensors)
         pointers = [tensor[m].data_ptr() for m in range(members) for tensor in packer.tensors]
         self._pointers = (c_void_p * len(pointers))(*pointers)

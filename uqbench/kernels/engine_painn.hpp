@@ -143,7 +143,7 @@ class PainnEngine : Engine<T> {
         T *a = take(n_ * fp_), *q_out = take(n_ * fp_), *mu_out = l.parts == 3 ? take(3 * n_ * fp_) : nullptr;
         apply(l.mix, mu, fp_, l.vw, 2 * fp_, 3 * n_, false, threads_);
         each([&](int64_t i, int64_t k) {
-            Vector<T> square = Vector<T>{} + static_cast<T>(1e-8);
+            Vector<T> square = Vector<T>{} + static_cast<T>(EPSILON);
             for (int x = 0; x < 3; ++x) {
                 const Vector<T> v = vector(l.vw + (x * n_ + i) * 2 * fp_, k);
                 square += v * v;

@@ -9,6 +9,8 @@
 
 namespace {
 
+constexpr double EPSILON = 1e-8;  // of PaiNN's norm; the one in mixing.py
+
 template <typename T>
 int64_t padded(int64_t channels) {
     return (channels + WIDTH<T> - 1) / WIDTH<T> * WIDTH<T>;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from ctypes import POINTER, c_int64, c_void_p
 
 import torch
@@ -46,12 +47,24 @@ class SchnetArguments(ctypes.Structure):
     ]
 
 
+class MixArguments(ctypes.Structure):
+    """`MixArguments` of the C code."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("atoms", "members", "channels", "threads")),
+        *((name, Features) for name in ("b", "v", "w", "d", "gq", "gm", "b2", "v2", "w2", "d2")),
+        *((name, Features) for name in ("by_b", "by_v", "by_w", "by_d", "by_q", "by_m")),
+    ]
+
+
 def forms(library: ctypes.CDLL) -> dict[str, Form]:
-    """Return the forms of PaiNN and SchNet by name, computed by a compiled library."""
-    painn, schnet = Painn(library), Schnet(library)
+    """Return all forms by name, computed by a compiled library."""
+    painn, schnet, mix = Painn(library), Schnet(library), Mix(library)
     return {
         "painn": Form("painn", painn.message, painn.pullback, painn.second, affine=(0, 3, 4)),
         "schnet": Form("schnet", schnet.message, schnet.pullback, schnet.second),
+        "mix": Form("mix", mix.message, mix.pullback, mix.second, affine=(0, 1, 3)),
+        "mix_last": Form("mix_last", mix.message, mix.pullback, mix.second),
     }
 
 
@@ -64,7 +77,7 @@ class Painn:
 
     def message(self, pairs: Pairs, arguments: Tensors) -> Tensors:
         """Return the messages to all atoms."""
-        job = _Job(PainnArguments(), pairs, arguments[3])
+        job = _Job.on(pairs, PainnArguments(), arguments[3])
         self._given(job, arguments)
         results = self._to_receivers(job)
         job.run(self.calls["message"])
@@ -72,7 +85,7 @@ class Painn:
 
     def pullback(self, pairs: Pairs, arguments: Tensors, g: Tensors, needs: tuple[bool, ...]) -> Gradients:
         """Return the derivatives by the arguments."""
-        job = _Job(PainnArguments(), pairs, arguments[3])
+        job = _Job.on(pairs, PainnArguments(), arguments[3])
         self._given(job, arguments)
         job.features(gq=g[0], gm=g[1])
         results = self._wanted(job, arguments, needs)
@@ -83,7 +96,7 @@ class Painn:
         self, pairs: Pairs, arguments: Tensors, g: Tensors, cotangents: Gradients, needs: tuple[bool, ...]
     ) -> Gradients:
         """Return the derivatives of the exchanged forms by the arguments and by g."""
-        job = _Job(PainnArguments(), pairs, arguments[3])
+        job = _Job.on(pairs, PainnArguments(), arguments[3])
         self._given(job, arguments)
         u2, b2, c2, *z2 = cotangents
         if any(part is None for part in z2) and any(part is not None for part in z2):
@@ -128,7 +141,7 @@ class Schnet:
     def message(self, pairs: Pairs, arguments: Tensors) -> Tensors:
         """Return the messages to all atoms."""
         w, z = arguments
-        job, result = _Job(SchnetArguments(), pairs, z), z.new_empty(z.shape)
+        job, result = _Job.on(pairs, SchnetArguments(), z), z.new_empty(z.shape)
         job.features(w=w, z=z, by_g=result)
         job.run(self.calls["message"])
         return (result,)
@@ -137,7 +150,7 @@ class Schnet:
         """Return the derivatives by the arguments."""
         w, z = arguments
         results = [a.new_empty(a.shape) if need else None for a, need in zip(arguments, needs, strict=True)]
-        job = _Job(SchnetArguments(), pairs, z)
+        job = _Job.on(pairs, SchnetArguments(), z)
         job.features(w=w, z=z, g=g[0], by_w=results[0], by_z=results[1])
         job.run(self.calls["pullback"])
         return tuple(results)
@@ -150,22 +163,92 @@ class Schnet:
         by_w = w.new_empty(w.shape) if needs[0] and z2 is not None else None
         by_z = z.new_empty(z.shape) if needs[1] and w2 is not None else None
         by_g = z.new_empty(z.shape)
-        job = _Job(SchnetArguments(), pairs, z)
+        job = _Job.on(pairs, SchnetArguments(), z)
         job.features(w=w, z=z, g=g[0], w2=w2, z2=z2, by_w=by_w, by_z=by_z, by_g=by_g)
         job.run(self.calls["second"])
         return by_w, by_z, by_g
 
 
+class Mix:
+    """The derivatives of PaiNN's mixing; arguments and results are those of `mixing.MIX` and `mixing.MIX_LAST`."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.calls = _functions(library, "mix", MixArguments)
+
+    def message(self, _: None, arguments: Tensors) -> Tensors:
+        """Return Δq and, unless there is no d, Δμ."""
+        job = self._given(arguments)
+        results = self._results(job, ("by_q", "by_m"), (arguments[0], *arguments[2:3] * (len(arguments) - 3)))
+        job.run(self.calls["message"])
+        return results
+
+    def pullback(self, _: None, arguments: Tensors, g: Tensors, needs: tuple[bool, ...]) -> Gradients:
+        """Return the derivatives by the arguments."""
+        job = self._given(arguments, g)
+        results = self._results(job, ("by_b", "by_v", "by_w", "by_d"), arguments, needs)
+        job.run(self.calls["pullback"])
+        return results
+
+    def second(
+        self, _: None, arguments: Tensors, g: Tensors, cotangents: Gradients, needs: tuple[bool, ...]
+    ) -> Gradients:
+        """Return the derivatives of the exchanged forms by the arguments and by g."""
+        job = self._given(arguments, g)
+        cotangents = (
+            torch.zeros_like(a) if cotangent is None else cotangent
+            for a, cotangent in zip(arguments, cotangents, strict=True)
+        )
+        job.features(**dict(zip(("b2", "v2", "w2", "d2"), cotangents, strict=False)))
+        results = self._results(job, ("by_b", "by_v", "by_w", "by_d"), arguments, needs)
+        by_g = self._results(job, ("by_q", "by_m"), g)
+        job.run(self.calls["second"])
+        return *results, *by_g
+
+    def _given(self, arguments: Tensors, g: Tensors = ()) -> _Job:
+        like = arguments[0]
+        job = _Job(MixArguments(), like)
+        job.structure.members, job.structure.atoms, _ = like.shape
+        job.structure.threads = torch.get_num_threads()
+        job.features(**dict(zip(("b", "v", "w", "d"), arguments, strict=False)))
+        job.features(**dict(zip(("gq", "gm"), g, strict=False)))
+        return job
+
+    def _results(self, job: _Job, names: tuple[str, ...], like: Tensors, needs: tuple[bool, ...] = ()) -> Gradients:
+        needs = needs or (True,) * len(like)
+        made = [one.new_empty(one.shape) if need else None for one, need in zip(like, needs, strict=True)]
+        job.features(**dict(zip(names, made, strict=False)))
+        return tuple(made)
+
+
+def norm(library: ctypes.CDLL, v: Tensor, g: Tensor | None = None, c: Tensor | None = None) -> Tensor | Tensors:
+    """Return n(v), or with g its pullback by v, or with a cotangent c too the derivatives of the latter by v and g."""
+    job = _Job(MixArguments(), v)
+    job.structure.members, _, job.structure.atoms, _ = v.shape
+    job.structure.threads = torch.get_num_threads()
+    by_n = None if g is not None and c is None else v.new_empty(v.shape[0], *v.shape[2:])
+    by_v = None if g is None else v.new_empty(v.shape)
+    job.features(v=v, gq=g, v2=c, by_q=by_n, by_v=by_v)
+    job.run({v.dtype: entry(library, "norm", v.dtype, MixArguments)})
+    return by_n if g is None else by_v if c is None else (by_v, by_n)
+
+
 class _Job:
     """One call: the C structure, and the tensors that must live until it returns."""
 
-    def __init__(self, structure: ctypes.Structure, pairs: Pairs, like: Tensor) -> None:
-        self.structure, self.like, self.alive = structure, like, [pairs.first, pairs.second]
-        structure.atoms, structure.pairs, structure.members = pairs.n_atoms, len(pairs), pairs.members
+    def __init__(self, structure: ctypes.Structure, like: Tensor) -> None:
+        self.structure, self.like, self.alive = structure, like, []
         structure.channels = like.shape[-1]
+
+    @classmethod
+    def on(cls, pairs: Pairs, structure: ctypes.Structure, like: Tensor) -> _Job:
+        """Begin a call that sums over pairs."""
+        job = cls(structure, like)
+        job.alive += [pairs.first, pairs.second]
+        structure.atoms, structure.pairs, structure.members = pairs.n_atoms, len(pairs), pairs.members
         work = len(pairs) * pairs.members * like.shape[-1]
         structure.threads = torch.get_num_threads() if work > WORTH_THREADS else 1
         structure.first, structure.second = pairs.first.data_ptr(), pairs.second.data_ptr()
+        return job
 
     def plain(self, **tensors: Tensor | None) -> None:
         """Pass contiguous tensors."""
@@ -190,14 +273,19 @@ class _Job:
         calls[self.like.dtype](self.structure)
 
 
+@functools.cache
+def entry(library: ctypes.CDLL, name: str, dtype: torch.dtype, structure: type) -> ctypes._CFuncPtr:
+    """Return the C function for a dtype, which takes a pointer to `structure`."""
+    function = getattr(library, f"{name}_{NAMES[dtype]}")
+    function.argtypes, function.restype = [POINTER(structure)], None
+    return function
+
+
 def _functions(library: ctypes.CDLL, kind: str, structure: type) -> dict[str, dict[torch.dtype, ctypes._CFuncPtr]]:
-    found: dict[str, dict] = {}
-    for what in ("message", "pullback", "second"):
-        for dtype, name in NAMES.items():
-            function = getattr(library, f"{kind}_{what}_{name}")
-            function.argtypes, function.restype = [POINTER(structure)], None
-            found.setdefault(what, {})[dtype] = function
-    return found
+    return {
+        what: {dtype: entry(library, f"{kind}_{what}", dtype, structure) for dtype in NAMES}
+        for what in ("message", "pullback", "second")
+    }
 
 
 def _summed(results: list[Tensor | None]) -> Gradients:
