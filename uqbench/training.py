@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -303,12 +304,14 @@ def _fabric(settings: Training) -> Fabric:
     from lightning.fabric.plugins.environments import LightningEnvironment
 
     several = settings.devices > 1
-    return Fabric(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        # Spawned processes start at `_train` with the data in hand, instead of running the whole command again.
-        strategy="ddp_spawn" if several and settings.strategy == "auto" else settings.strategy,
-        precision="64-true" if settings.dtype == torch.float64 else "32-true",
-        # Processes are always started from here; on its own, Fabric expects srun to do so wherever there is SLURM.
-        plugins=[LightningEnvironment()],
-    )
+    with warnings.catch_warnings():
+        # It asks for srun wherever there is SLURM; processes are always started from here.
+        warnings.filterwarnings("ignore", message=r"The `srun` command is available")
+        return Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            # Spawned processes start at `_train` with the data in hand, instead of running the whole command again.
+            strategy="ddp_spawn" if several and settings.strategy == "auto" else settings.strategy,
+            precision="64-true" if settings.dtype == torch.float64 else "32-true",
+            plugins=[LightningEnvironment()],
+        )
