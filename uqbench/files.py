@@ -1,6 +1,8 @@
 """Files that are whole or absent: atomic writing, and checkpoints of tensors and plain types."""
 
 import contextlib
+import fcntl
+import logging
 import os
 import pickle
 import secrets
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from uqbench.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 FORMAT = "uqbench-checkpoint"
 FORMAT_VERSION = 1
@@ -39,6 +43,18 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the lock file beside `target`; another process that asks for it waits."""
+    with open(target.with_name(f"{target.name}.lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("waiting for another process that is making %s", target)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def save_checkpoint(path: str | os.PathLike, content: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from uqbench.errors import DataError
-from uqbench.files import atomic_write
+from uqbench.files import atomic_write, locked
 
 log = logging.getLogger(__name__)
 
@@ -62,18 +61,6 @@ def fetch(url: str, md5: str, target: Path, advice: str) -> Path:
             f"cannot write {target} ({error.strerror or error}); set the environment UQBENCH_CACHE"
         ) from None
     return target
-
-
-@contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the lock file beside `target`; another process that asks for it waits."""
-    with open(target.with_name(f"{target.name}.lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("waiting for another process that is fetching %s", target)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class Resumable:

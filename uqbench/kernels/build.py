@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 from uqbench.errors import UqbenchError
-from uqbench.files import atomic_write
+from uqbench.files import atomic_write, locked
 
 log = logging.getLogger(__name__)
 
@@ -94,21 +94,26 @@ def _cpu() -> str:
 
 
 def _build(compiler: str, target: Path) -> None:
-    log.info("building the kernels with %s (once)", compiler)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target) as path:
-            units = [str(source) for source in SOURCES if source.suffix == ".cpp"]
-            command = [compiler, *FLAGS, "-shared", *units, "-o", str(path)]
-            try:
-                _run([*command, THREADS])
-            except NoKernels:
-                # Compilers without OpenMP, as on macOS: the kernels then use one thread.
-                _run(command)
+        with locked(target):
+            if not target.exists():
+                log.info("building the kernels with %s (once)", compiler)
+                with atomic_write(target) as path:
+                    _compile(compiler, path)
     except OSError as error:
-        raise NoKernels(
-            f"cannot write {target} ({error.strerror or error}); set the environment UQBENCH_CACHE"
-        ) from None
+        reason = error.strerror or error
+        raise NoKernels(f"cannot write {target} ({reason}); set the environment UQBENCH_CACHE") from None
+
+
+def _compile(compiler: str, path: Path) -> None:
+    units = [str(source) for source in SOURCES if source.suffix == ".cpp"]
+    command = [compiler, *FLAGS, "-shared", *units, "-o", str(path)]
+    try:
+        _run([*command, THREADS])
+    except NoKernels:
+        # Compilers without OpenMP, as on macOS: the kernels then use one thread.
+        _run(command)
 
 
 def _run(command: list[str]) -> str:
