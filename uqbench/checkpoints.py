@@ -103,3 +103,8 @@ def load_best(folder: Path, method: nn.Module) -> dict[str, torch.Tensor]:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{folder / BEST} does not belong to this model ({reason})") from error
     return content
+
+
+def seconds_trained(folder: Path) -> float:
+    """Return the time spent on the training in a folder up to its last checkpoint, over all interruptions."""
+    return load_checkpoint(folder / LAST)["state"]["seconds"]

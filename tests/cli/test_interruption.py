@@ -36,7 +36,10 @@ def test_sigterm_and_sigusr1_cost_no_step(tmp_path, monkeypatch, capsys):
         assert info["status"] == "interrupted" and len(info["launches"]) == launches
         state = load_checkpoint(run / "last.pt")["state"]
         assert (state["epoch"], state["step"]) == divmod(done, 10)
+    # A process that is killed writes its checkpoints, but not how long it took.
+    (run / "run.json").write_text(json.dumps(info | {"seconds": {}}))
     assert main([*COMMAND, f"outputs={tmp_path / 'cut'}"]) == 0
+    assert json.loads((run / "run.json").read_text())["seconds"]["train"] > state["seconds"] > 0
     assert len(steps) == 30
     assert main([*COMMAND, f"outputs={tmp_path / 'whole'}"]) == 0
     [whole] = (tmp_path / "whole").glob("train/*/*/*/seed0-*")

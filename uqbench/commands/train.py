@@ -46,7 +46,7 @@ def train_run(
     """Train, fit, calibrate and score the model of `cfg` in an open run, and finish it."""
     from uqbench import config, kernels
     from uqbench.allocator import tune
-    from uqbench.checkpoints import BEST, load_best
+    from uqbench.checkpoints import BEST, load_best, seconds_trained
     from uqbench.errors import ConfigError
     from uqbench.evaluation import Metrics, Trained, cost_rows
     from uqbench.model import build_method, n_parameters
@@ -69,6 +69,8 @@ def train_run(
     method = build_method(cfg, Normalisation.fit(parts["train"]))
     with opened.stage("train"):
         train(method, parts["train"], parts["validation"], settings, cfg.seed, opened.path)
+    # What a killed process did before its last checkpoint is known to that alone.
+    opened.add_seconds("train", max(0.0, seconds_trained(opened.path) - opened.info["seconds"]["train"]))
     with opened.stage("fit"):
         best = load_best(opened.path, method.to(settings.dtype))
         method.to(device).eval().fit(parts["train"], evaluation.batch_size)
