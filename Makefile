@@ -44,10 +44,8 @@ lint: $(VENV)/.dev ## check style and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/.dev ## measure speed against schnetpack
-	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/inference.py
-	$(BIN)/python benchmarks/metrics.py
+bench: $(VENV)/.dev ## measure speed against schnetpack, scikit-learn and others
+	$(BIN)/python benchmarks/run.py --json outputs/benchmarks.json $(ARGS)
 
 CHECK_SCALE = $(if $(SEEDS_$(SCALE)),,$(error SCALE=$(SCALE): choose smoke, mini or paper))
 # The study's own size is meant for a cluster: say first what it costs.

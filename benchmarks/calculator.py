@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from ase import Atoms
-from common import BACKBONES, CUTOFF, interleaved, our_model, start, structures
+from common import BACKBONES, CUTOFF, configure, interleaved, our_model, parser_of, structures
 from vesin import NeighborList
 
 from uqbench.calculator import UQCalculator
@@ -71,8 +71,9 @@ def prepare(uq: str, kind: str, workload: str) -> list[Callable[[], object]]:
 def main() -> None:
     """Print one line per method, backbone and system."""
     # Wall time on a busy machine is mostly other programs' time, and the overhead looked for is below a millisecond.
-    options = start("single points through the ASE calculator, CPU time")
-    print(f"{'workload':<40}{'bare, ms':>10}{'calculator, ms':>16}{'ratio':>8}{'without skin':>14}")
+    options = parser_of(__doc__).parse_args()
+    print(f"processor time; {configure(options)}")
+    print(f"{'workload':<40}{'bare, ms':>10}{'calculator, ms':>16}{'overhead':>10}{'without skin':>14}")
     rows = []
     for uq in METHODS:
         for kind in BACKBONES:
@@ -81,9 +82,9 @@ def main() -> None:
                 if options.only not in name:
                     continue
                 bare, skin, none = interleaved(prepare(uq, kind, workload), options.repeats, time.process_time)
-                ratios = {"ratio": skin / bare, "ratio_without_skin": none / bare}
-                rows.append({"workload": name, "bare_ms": bare, "calculator_ms": skin} | ratios)
-                print(f"{name:<40}{bare:>10.2f}{skin:>16.2f}{skin / bare:>8.3f}{none / bare:>14.3f}", flush=True)
+                overheads = {"overhead": skin / bare, "overhead_without_skin": none / bare}
+                rows.append({"workload": name, "bare_ms": bare, "calculator_ms": skin} | overheads)
+                print(f"{name:<40}{bare:>10.2f}{skin:>16.2f}{skin / bare:>10.3f}{none / bare:>14.3f}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -1,10 +1,10 @@
-"""What the benchmarks share: workloads, our model, schnetpack's, and interleaved timing."""
+"""What the benchmarks share: systems, our model, schnetpack's, and interleaved timing."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
-import json
 import os
 import platform
 import statistics
@@ -14,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import threadpoolctl
 import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
 
-from uqbench import allocator
+from uqbench import allocator, kernels
 from uqbench.backbones.blocks import Initialiser
 from uqbench.backbones.painn import PaiNN
 from uqbench.backbones.schnet import SchNet
@@ -29,8 +30,36 @@ from uqbench.structures import Structures
 FEATURES, LAYERS, RADIAL, CUTOFF = 128, 3, 20, 5.0
 BACKBONES = ("painn", "schnet")
 PEER = "schnetpack"
+MEMBERS = 5
 SILICA = {"silica 576 x 1": (2, 3, 4), "silica 192 x 1": (2, 2, 2)}
 KCAL = units.kcal / units.mol
+SLICE, LONGEST = (
+    0.02,
+    1000,
+)  # seconds for which a short call is repeated before the clock is read, and how often at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """What is timed in turn.
+
+    Attributes:
+        ours: one call of ours.
+        peer: the same by the peer; None where it is not installed.
+        peer_name: who it is.
+        flops: floating-point operations of the call: a number, None to count those of `ours`, or 0 where matrix
+            products have no part in it.
+        dtype: precision of the matrix products.
+    """
+
+    ours: Callable[[], object]
+    peer: Callable[[], object] | None
+    peer_name: str = PEER
+    flops: float | None = None
+    dtype: torch.dtype = torch.float32
+
+
+Workloads = dict[str, Callable[[], Race]]
 
 
 def structures(workload: str) -> Structures:
@@ -57,8 +86,9 @@ def structures(workload: str) -> Structures:
 
 
 def _molecule(name: str) -> Atoms:
-    if name == "ethanol":
-        return molecule("CH3CH2OH")
+    formulas = {"ethanol": "CH3CH2OH", "NH3": "NH3"}
+    if name in formulas:
+        return molecule(formulas[name])
     # Aspirin is not in ASE's collection: a chain of as many atoms in about the same volume takes its place.
     atoms = molecule("C6H6")
     second = molecule("CH3COCH3")[:9]
@@ -140,57 +170,75 @@ def peer_inputs(batch: Batch) -> dict[str, torch.Tensor]:
     }
 
 
+def ready_peer(model: torch.nn.Module, batch: Batch) -> Callable[[], dict[str, torch.Tensor]]:
+    """Return a call of schnetpack's model, which writes into the dictionary that it is given: a new one each time."""
+    inputs = peer_inputs(batch)
+    return lambda: model(dict(inputs))
+
+
+def peer_models(kind: str, count: int) -> list[torch.nn.Module]:
+    """Return `count` of the peer's models, none where it is not installed."""
+    return [model for model in (peer_model(kind) for _ in range(count)) if model is not None]
+
+
+def resident(workload: str) -> tuple[Structures, Batch]:
+    """Return the frames of a workload and all of them as one batch."""
+    frames = structures(workload)
+    return frames, GraphSet(frames, CUTOFF, dtype=torch.float32).batch(range(len(frames)))
+
+
 def interleaved(
     functions: list[Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """Return the median milliseconds of each function, called in turn so that a drifting machine hits all alike."""
+    """Return the median milliseconds of each function, called in turn so that a drifting machine hits all alike.
+
+    A function that takes less than SLICE is called several times in a row and the time shared out.
+    """
+    calls = []
+    for function in functions:
+        function()
+        start = clock()
+        function()
+        calls.append(min(max(int(SLICE / max(clock() - start, 1e-9)), 1), LONGEST))
     times: list[list[float]] = [[] for _ in functions]
-    for repeat in range(repeats + 3):
-        for function, taken in zip(functions, times, strict=True):
+    for _ in range(repeats):
+        for function, count, taken in zip(functions, calls, times, strict=True):
             start = clock()
-            function()
-            if repeat >= 3:
-                taken.append(1e3 * (clock() - start))
+            for _ in range(count):
+                function()
+            taken.append(1e3 * (clock() - start) / count)
     return [statistics.median(taken) for taken in times]
 
 
-def start(description: str) -> argparse.Namespace:
-    """Read the options that all benchmarks have, set the threads and the allocator, say what is measured."""
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the options that all benchmarks of networks have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads (default: all)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of all (default: all cores)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--only", default="", help="workloads whose name contains this")
-    options = parser.parse_args()
+    parser.add_argument("--kernels", choices=("torch", "native", "auto"), default="auto", help="of our networks")
+    return parser
+
+
+def configure(options: argparse.Namespace) -> str:
+    """Set threads, kernels and allocator as asked, and return the conditions in words."""
     torch.set_num_threads(options.threads)
+    # For NumPy's matrix products, which the peers use.
+    threadpoolctl.threadpool_limits(options.threads, "blas")
     tuned = allocator.tune()
-    print(f"{description}; {platform.processor() or platform.machine()}, {options.threads} threads, torch ", end="")
-    print(f"{torch.__version__}, allocator {'tuned' if tuned else 'as shipped'} for all, medians of {options.repeats}")
-    return options
+    return (
+        f"{processor()}, {options.threads} thread{'s' if options.threads > 1 else ''}, torch {torch.__version__}, "
+        f"our kernels {kernels.use(options.kernels)}, allocator {'tuned' if tuned else 'as shipped'} for all, "
+        f"medians of {options.repeats}"
+    )
 
 
-def main(description: str, prepare: Callable[[str, str], list[Callable[[], object]]]) -> None:
-    """Time every workload that `prepare(kind, workload)` makes ready (ours first, then the peer if there is one)."""
-    options = start(description)
-    print(f"{'workload':<28}{'ours, ms':>10}{PEER + ', ms':>16}{'ratio':>8}")
-    rows = []
-    for kind in BACKBONES:
-        for workload in ("ethanol x 64", "aspirin x 16", "silica 576 x 1"):
-            name = f"{kind} {workload}"
-            if options.only not in name:
-                continue
-            ours, *peer = interleaved(prepare(kind, workload), options.repeats)
-            theirs = peer[0] if peer else None
-            ratio = ours / theirs if peer else None
-            rows.append({"workload": name, "ours_ms": ours, "peer": PEER, "peer_ms": theirs, "ratio": ratio})
-            compared = f"{theirs:>16.1f}{ratio:>8.2f}" if peer else f"{'-':>16}{'-':>8}"
-            print(f"{name:<28}{ours:>10.1f}{compared}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-def ready(kind: str, workload: str) -> tuple[Potential, torch.nn.Module | None, Batch]:
-    """Return our model, the peer's and the workload as one resident batch."""
-    frames = structures(workload)
-    batch = GraphSet(frames, CUTOFF, dtype=torch.float32).batch(range(len(frames)))
-    return our_model(kind, frames), peer_model(kind), batch
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

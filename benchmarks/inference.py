@@ -1,18 +1,27 @@
-"""Milliseconds per call for energies and forces, ours and schnetpack's in one run."""
+"""Energies and forces of a ready batch; of one network and of an ensemble."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from common import main, peer_inputs, ready
+from common import BACKBONES, MEMBERS, Race, Workloads, our_model, peer_models, ready_peer, resident
 
 
-def prepare(kind: str, workload: str) -> list[Callable[[], object]]:
-    """Return one energy and force call of ours and one of the peer's."""
-    ours, peer, batch = ready(kind, workload)
-    calls: list[Callable[[], object]] = [lambda: ours.eval()(batch)]
-    return calls if peer is None else [*calls, lambda: peer.eval()(peer_inputs(batch))]
+def race(kind: str, workload: str, members: int | None) -> Race:
+    """Return a call of ours and of the peer's, which evaluates its members one after the other."""
+    frames, batch = resident(workload)
+    model = our_model(kind, frames, members).eval()
+    calls = [ready_peer(peer.eval(), batch) for peer in peer_models(kind, members or 1)]
+    return Race(lambda: model(batch), (lambda: [call() for call in calls]) if calls else None)
 
 
-if __name__ == "__main__":
-    main("energies and forces", prepare)
+def workloads() -> Workloads:
+    """Return the races by name."""
+    single = ("NH3 x 1", "ethanol x 1", "silica 576 x 1", "ethanol x 64", "aspirin x 16")
+    found = {
+        f"energy + forces, {kind}, {system}": lambda kind=kind, system=system: race(kind, system, None)
+        for kind in BACKBONES
+        for system in single
+    }
+    return found | {
+        f"energy + forces, ensemble of {MEMBERS} painn, {system}": lambda system=system: race("painn", system, MEMBERS)
+        for system in ("NH3 x 1", "ethanol x 1")
+    }

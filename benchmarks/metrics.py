@@ -75,8 +75,8 @@ def main() -> None:
             theirs = settings.bootstrap * statistics.median(taken)
             name = f"{atoms} atoms, {'three orders' if own_order else 'one order'}"
             rows.append({"workload": name, "ours_ms": 1e3 * ours, "peer": PEER, "peer_ms": 1e3 * theirs})
-            rows[-1]["ratio"] = ours / theirs
-            print(f"{name:<36}{ours:>10.1f}{theirs:>10.1f}{ours / theirs:>8.2f}", flush=True)
+            rows[-1]["ratio"] = theirs / ours
+            print(f"{name:<36}{ours:>10.1f}{theirs:>10.1f}{theirs / ours:>8.2f}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -1,11 +1,11 @@
-"""Milliseconds per training step (energies, forces, backward, Adam), ours and schnetpack's in one run."""
+"""Training steps: energies, forces, backward, Adam; of one network and of an ensemble."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from common import main, peer_inputs, ready
+from common import BACKBONES, MEMBERS, Race, Workloads, our_model, peer_models, ready_peer, resident
 from torch import Tensor, nn
 
 from uqbench.graph import Batch
@@ -24,21 +24,37 @@ def step(model: nn.Module, batch: Batch, evaluate: Callable[[], tuple[Tensor, Te
     return run
 
 
-def prepare(kind: str, workload: str) -> list[Callable[[], object]]:
-    """Return one training step of ours and one of the peer's."""
-    ours, peer, batch = ready(kind, workload)
+def race(kind: str, workload: str, members: int | None) -> Race:
+    """Return a training step of ours and of the peer's, which trains its members one after the other."""
+    frames, batch = resident(workload)
+    model = our_model(kind, frames, members)
 
-    def evaluate_ours() -> tuple[Tensor, Tensor]:
-        output = ours(batch, create_graph=True)
+    def ours() -> tuple[Tensor, Tensor]:
+        output = model(batch, create_graph=True)
         return output.energy, output.forces
 
-    def evaluate_peer() -> tuple[Tensor, Tensor]:
-        output = peer(peer_inputs(batch))
-        return output["energy"], output["forces"]
+    def peer_step(peer: nn.Module) -> Callable[[], object]:
+        call = ready_peer(peer.train(), batch)
 
-    steps = [step(ours, batch, evaluate_ours)]
-    return steps if peer is None else [*steps, step(peer.train(), batch, evaluate_peer)]
+        def evaluate() -> tuple[Tensor, Tensor]:
+            output = call()
+            return output["energy"], output["forces"]
+
+        return step(peer, batch, evaluate)
+
+    steps = [peer_step(peer) for peer in peer_models(kind, members or 1)]
+    return Race(step(model, batch, ours), (lambda: [one() for one in steps]) if steps else None)
 
 
-if __name__ == "__main__":
-    main("training step", prepare)
+def workloads() -> Workloads:
+    """Return the races by name."""
+    single = ("ethanol x 64", "aspirin x 16", "silica 576 x 1")
+    found = {
+        f"training step, {kind}, {system}": lambda kind=kind, system=system: race(kind, system, None)
+        for kind in BACKBONES
+        for system in single
+    }
+    return found | {
+        f"training step, ensemble of {MEMBERS} painn, {system}": lambda system=system: race("painn", system, MEMBERS)
+        for system in ("NH3 x 20", "ethanol x 64")
+    }

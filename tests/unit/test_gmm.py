@@ -95,6 +95,19 @@ def test_evaluation_in_pieces_is_the_same(ragged, monkeypatch):
     torch.testing.assert_close(ours(x, group), whole, rtol=1e-13, atol=1e-13)
 
 
+def test_blocks_of_features_give_the_density_and_its_derivatives(ragged, monkeypatch):
+    """Second derivatives too, which attacks on forces need; one group has no atoms, one block a single feature."""
+    fitted, _, points = ragged
+    monkeypatch.setattr(gmm, "BLOCK", 3)
+    ours = Mixtures(2, 4)
+    ours.take(fitted)
+    x, group = torch.tensor(points, requires_grad=True), torch.ones(len(points), dtype=torch.int64)
+    np.testing.assert_allclose(ours(x, group).detach(), fitted[1].score_samples(points), rtol=1e-12)
+    few = torch.cat([x[:3].detach(), ours.means[1]]).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: ours(x, group[: len(few)]), few)
+    assert torch.autograd.gradgradcheck(lambda x: ours(x, group[: len(few)]), few)
+
+
 def test_far_points_neither_overflow_nor_tie(ragged):
     _, ours, points = ragged
     x = torch.tensor(points[:1]) * torch.tensor([[1e3], [1e6]], dtype=torch.float64)

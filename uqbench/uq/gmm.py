@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from uqbench.errors import CheckpointError, ConfigError, TrainingError
 from uqbench.graph import Batch, GraphSet
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
 
     from sklearn.mixture import GaussianMixture
 
-# Numbers held at once while a density is evaluated: 64 MiB in float64.
-CHUNK = 2**23
+# Numbers held at once while a density is evaluated: 24 MiB in float64, less than what glibc maps afresh at every use.
+CHUNK = 3 * 2**20
+# Latent features whitened at once: large enough for an efficient matrix product, and small enough to skip most of the
+# zeros of a triangular matrix.
+BLOCK = 32
 
 
 class GMM(UQMethod):
@@ -136,6 +140,9 @@ class Mixtures(nn.Module):
     Buffers, with K the largest number of components of any group: log_weights (G, K), -inf where a group has fewer;
     means (G, K, F); precision_cholesky (G, K, F, F), P with P Pᵀ the inverse covariance. K is 0 before the fit, and
     what a checkpoint holds after loading it.
+
+    A density takes one matrix product per BLOCK of features, for all components at once: y = [1, x] [-μᵀP; P] is
+    standard normal within a component, and as P is upper triangular, no y_j depends on an x_i with i > j.
     """
 
     def __init__(self, groups: int, features: int) -> None:
@@ -143,6 +150,7 @@ class Mixtures(nn.Module):
         self.groups, self.features = groups, features
         for name, shape in self._shapes(0).items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        self._prepare()
 
     def _shapes(self, components: int) -> dict[str, Sequence[int]]:
         means = (self.groups, components, self.features)
@@ -160,28 +168,47 @@ class Mixtures(nn.Module):
             arrays["precision_cholesky"][group, k] = mixture.precisions_cholesky_
         for name, array in arrays.items():
             setattr(self, name, torch.as_tensor(array).to(getattr(self, name)))
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Lay out for `forward` what follows from the buffers; to be called whenever they have changed."""
+        cholesky = self.precision_cholesky
+        log_determinants = cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        # ln of weight times density at the mean, (G, K).
+        self._peaks = self.log_weights + log_determinants - 0.5 * self.features * math.log(2 * math.pi)
+        affine = torch.cat([-self.means.unsqueeze(2) @ cholesky, cholesky], dim=2)  # (G, K, 1 + F, F)
+        starts = range(0, self.features, BLOCK)
+        # For each block (G, 1 + rows, K * columns), without the rows that are zero.
+        self._maps = [
+            affine[:, :, : 1 + j + BLOCK, j : j + BLOCK].transpose(1, 2).flatten(2).contiguous() for j in starts
+        ]
 
     def forward(self, latents: Tensor, group: Tensor) -> Tensor:
         """Return the log density (N,) of latents (N, F), each under the mixture of its group (N,), in float64."""
         k = self.means.shape[1]
         if k == 0:
             raise CheckpointError("no mixture has been fitted to this model's latents yet; let its training run finish")
-        size = max(1, CHUNK // (k * self.features))
+        size = max(1, CHUNK // (k * min(BLOCK, self.features)))
+        if self.groups == 1:
+            return torch.cat([self._log_density(x, 0) for x in latents.split(size)])
         chunks = [(g, atoms) for g in range(self.groups) for atoms in (group == g).nonzero().flatten().split(size)]
-        values = [self._log_density(latents[atoms].double(), g) for g, atoms in chunks]
+        values = [self._log_density(latents[atoms], g) for g, atoms in chunks]
         return torch.cat(values)[torch.cat([atoms for _, atoms in chunks]).argsort()]
 
     def _log_density(self, x: Tensor, g: int) -> Tensor:
-        cholesky = self.precision_cholesky[g]
-        y = (x - self.means[g].unsqueeze(1)) @ cholesky  # (K, n, F), standard normal within a component
-        log_determinant = cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = self.log_weights[g] + log_determinant - 0.5 * self.features * math.log(2 * math.pi)
-        return torch.logsumexp(constant.unsqueeze(-1) - 0.5 * y.square().sum(-1), dim=0)
+        x, peaks = nn.functional.pad(x.double(), (1, 0), value=1.0), self._peaks[g]
+        squares = torch.zeros_like(peaks)
+        for maps in self._maps:
+            y = x[:, : maps.shape[1]] @ maps[g]  # (n, K * columns)
+            squares = squares + SquaredNorm.apply(y.view(len(x), len(peaks), y.shape[1] // len(peaks)))
+        return torch.logsumexp(peaks - 0.5 * squares, dim=1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Mixtures:
         # Follows the model to another device but not to another precision: a covariance that is nearly singular, as
         # those of latents are, does not survive single precision.
-        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
+        super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
+        self._prepare()
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, own in list(self.named_buffers()):
@@ -190,3 +217,18 @@ class Mixtures(nn.Module):
                 # Only the number of components is the checkpoint's; other shapes must agree.
                 setattr(self, name, own.new_zeros(own.shape[0], stored.shape[1], *own.shape[2:]))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._prepare()
+
+
+class SquaredNorm(torch.autograd.Function):
+    """Σ_j y_j² along the last axis in one pass over y, where y.square().sum(-1) takes three; differentiable twice."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return torch.linalg.vector_norm(y, dim=-1).square()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return 2 * gradient.unsqueeze(-1) * y
