@@ -96,7 +96,9 @@ def _generation(
     # Relative to a data root, which is no part of a run's identity: the whole run can be moved.
     data = {"path": data_name, "data_root": str(opened.path), "sha256": structures.sha256()}
     settings = OmegaConf.to_container(cfg, resolve=True)
-    settings = {key: settings[key] for key in ("seed", "outputs", "backbone", "uq", "training", "evaluation")}
+    settings = {
+        key: settings[key] for key in ("seed", "outputs", "kernels", "backbone", "uq", "training", "evaluation")
+    }
     dataset = {"_target_": "uqbench.datasets.packed.Packed", **data, "subset": labels["subset"]}
     own = OmegaConf.create({"command": "train", "data_root": None, **settings, "dataset": dataset})
     with RunDir(opened.path / f"generation_{generation}", own, "train") as trained_run:
