@@ -176,7 +176,7 @@ class Potential(nn.Module):
             return None
         state = [*self.backbone.parameters(), *self.heads["energy"].parameters(), self.scale]
         key = [(tensor.data_ptr(), tensor._version) for tensor in state]
-        # What writes to `.data` is not counted as a new version: a model in training is laid out anew every time.
+        # Fused optimisers and writes to `.data` make no new version: a model in training is laid out anew every time.
         if self._compiled is None or self.training or self._compiled[0] != key:
             self._compiled = key, self._compile(library)
         engine = self._compiled[1]
@@ -221,6 +221,11 @@ class Potential(nn.Module):
             )
             _distrusted[engine.dtype].add(engine.sizes)
         return expected
+
+    def train(self, mode: bool = True) -> Potential:
+        """Set the mode of training; what was compiled is forgotten, because fused optimisers do not count versions."""
+        self._compiled = None
+        return super().train(mode)
 
     def __getstate__(self) -> dict:
         # Pointers into memory mean nothing in a copy.

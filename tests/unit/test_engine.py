@@ -145,6 +145,21 @@ def test_new_weights_count(ethanol):
     equal(*outputs(model, batch), 1e-12)
 
 
+def test_training_steps_between_evaluations_count(ethanol):
+    """Fused optimisers do not count versions of what they change."""
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    model = build("painn", ethanol).double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05, fused=True)
+    for _ in range(3):
+        equal(*outputs(model.eval(), batch), 1e-12)
+        model.train()
+        kernels.use("native")
+        optimizer.zero_grad()
+        model(batch, create_graph=True).forces.square().sum().backward()
+        optimizer.step()
+        equal(*outputs(model, batch), 1e-12)
+
+
 def test_a_compiled_network_that_is_wrong_is_not_used(ethanol, monkeypatch, caplog):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
