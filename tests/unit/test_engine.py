@@ -157,7 +157,7 @@ def test_training_steps_between_evaluations_count(ethanol):
         optimizer.zero_grad()
         model(batch, create_graph=True).forces.square().sum().backward()
         optimizer.step()
-        equal(*outputs(model, batch), 1e-12)
+    equal(*outputs(model, batch), 1e-12)
 
 
 def test_a_compiled_network_that_is_wrong_is_not_used(ethanol, monkeypatch, caplog):
