@@ -1,4 +1,4 @@
-"""The wheel carries configs and data, and works installed outside the repository."""
+"""The wheel carries configs, data and the sources of kernels, and works installed outside the repository."""
 
 import os
 import subprocess
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from uqbench.kernels.build import SOURCES
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -37,3 +39,5 @@ def test_an_installed_wheel_works_outside_the_repository(tmp_path):
     assert "quickstart" in uqbench("train", "--cfg", "job")
     assert str(site) in uqbench("data")  # the embedded data of the wheel, not of the checkout
     assert not list(elsewhere.iterdir())
+    shipped = {path.name for path in (site / "uqbench" / "kernels").iterdir()}
+    assert shipped >= {path.name for path in SOURCES}, "without them there are only the slow kernels"
