@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 WIDTH, HEIGHT, DPI = 6.4, 4.8, 150
 STYLE = {
@@ -45,6 +48,36 @@ def draw(heading: str, line: str, drawing: Callable[[Axes], None]) -> Figure:
     figure.suptitle(heading, fontsize=13)
     axes.set_title(textwrap.fill(line, 75), color="#444444", parse_math=False)
     return figure
+
+
+def panels(
+    shape: tuple[int, int],
+    size: tuple[float, float],
+    *,
+    gaps: tuple[float, float],
+    margins: tuple[float, float, float, float],
+    **options: Any,
+) -> tuple[Figure, np.ndarray]:
+    """Give a figure with panels in a grid, and the panels (rows, columns), with everything at its place in inches.
+
+    size: width and height of a panel. gaps: between columns and between rows. margins: left, right, bottom, top.
+    options: of `Figure.subplots`. A layout engine would draw each panel once more only to find out how large it is.
+    """
+    (rows, columns), (width, height), (left, right, bottom, top) = shape, size, margins
+    across = left + columns * width + (columns - 1) * gaps[0] + right
+    up = bottom + rows * height + (rows - 1) * gaps[1] + top
+    figure = Figure(figsize=(across, up), dpi=DPI)
+    grid = figure.subplots(rows, columns, squeeze=False, **options)
+    figure.subplots_adjust(
+        *(left / across, bottom / up, 1 - right / across, 1 - top / up), wspace=gaps[0] / width, hspace=gaps[1] / height
+    )
+    return figure, grid
+
+
+def text_width(texts: Iterable[str], size: float) -> float:
+    """Width in inches of the widest of some lines of text of a size in points."""
+    renderer, font = RendererAgg(1, 1, DPI), FontProperties(size=size)
+    return max(renderer.get_text_width_height_descent(text, font, ismath=False)[0] for text in texts) / DPI
 
 
 def png(figure: Figure) -> bytes:

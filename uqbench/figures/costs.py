@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-from uqbench.figures.canvas import DPI, GREY, STYLE, png
+from uqbench.figures import canvas
+from uqbench.figures.canvas import GREY, STYLE, png
 from uqbench.figures.methods import LOOKS
+
+LEGEND = 4  # columns
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,26 +47,30 @@ def costs_figure(methods: Sequence[str], rows: Sequence[Sequence[Trade]], *, tit
     """Draw panels in a grid, a row per cost, as a PNG file."""
     columns = max(map(len, rows))
     with style.context(STYLE, after_reset=True):
-        figure = Figure(figsize=(3.4 * columns + 0.3, 2.6 * len(rows) + 1.1), dpi=DPI, layout="constrained")
-        grid = figure.subplots(len(rows), columns, squeeze=False)
+        legend = 0.3 + 0.2 * -(-len(methods) // LEGEND)
+        margins = (0.8, 0.2, 0.55 + legend, 0.6)
+        figure, grid = canvas.panels((len(rows), columns), (2.6, 2.0), gaps=(0.85, 0.6), margins=margins)
         for line, trades in zip(grid, rows, strict=True):
             for axes, trade in zip(line, trades, strict=False):
                 _draw(axes, methods, trade)
             for axes in line[len(trades) :]:
                 axes.set_axis_off()
-        figure.suptitle(f"{title}\nring and line: nothing cheaper is as good, by the means", fontsize=11)
+        height = figure.get_size_inches()[1]
+        figure.suptitle(
+            f"{title}\nring and line: nothing cheaper is as good, by the means", fontsize=11, y=1 - 0.08 / height
+        )
         handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+        figure.legend(handles, labels, loc="lower center", ncols=LEGEND, fontsize=9, frameon=False)
         return png(figure)
 
 
 def _draw(axes: Axes, methods: Sequence[str], trade: Trade) -> None:
+    colors = [LOOKS[place % len(LOOKS)][0] for place in range(len(methods))]
+    low, high = (np.where(np.isfinite(end), end, trade.values) for end in (trade.low, trade.high))
+    axes.vlines(trade.costs, low, high, colors=colors, linewidths=1.0)
     for place, method in enumerate(methods):
-        color, marker = LOOKS[place % len(LOOKS)]
-        reach = np.nan_to_num([[trade.values[place] - trade.low[place]], [trade.high[place] - trade.values[place]]])
-        look = {"color": color, "marker": marker, "markersize": 6, "elinewidth": 1.0, "capsize": 2}
-        x, y = trade.costs[place], trade.values[place]
-        axes.errorbar([x], [y], yerr=reach.clip(min=0), linestyle="none", label=method, **look)
+        look = {"color": colors[place], "marker": LOOKS[place % len(LOOKS)][1], "markersize": 6, "linestyle": "none"}
+        axes.plot(trade.costs[place], trade.values[place], label=method, **look)
     front = np.flatnonzero(pareto(trade.costs, trade.badness))
     front = front[np.argsort(trade.costs[front])]
     ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgecolor": GREY}
@@ -72,7 +78,7 @@ def _draw(axes: Axes, methods: Sequence[str], trade: Trade) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.15)
     axes.set_xlabel(trade.cost, fontsize=9)
     axes.set_ylabel(trade.quality, fontsize=9)

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from uqbench.figures.canvas import BLACK, BLUE, DPI, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILLION, png
+from uqbench.figures import canvas
+from uqbench.figures.canvas import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILLION, png, text_width
 
 COLUMNS = 4
 LOOKS = [(BLUE, "o"), (VERMILLION, "s"), (GREEN, "D"), (PURPLE, "^"), (ORANGE, "v"), (SKY, "P"), (BLACK, "X")]
@@ -47,37 +47,52 @@ def methods_figure(methods: Sequence[str], panels: Sequence[Panel], *, title: st
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     with style.context(STYLE, after_reset=True):
-        size = (2.6 * columns + 1.2, rows * (0.9 + 0.28 * len(methods)) + 0.9)
-        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        margins = (text_width(methods, STYLE["font.size"]) + 0.25, 0.25, 0.85, 0.65)
+        size = 2.2, 0.1 + 0.28 * len(methods)
+        figure, grid = canvas.panels((rows, columns), size, gaps=(0.3, 0.8), margins=margins, sharey=True)
+        grid[0, 0].set_yticks(range(len(methods)), methods)
+        grid[0, 0].set_ylim(len(methods) - 0.4, -0.6)
+        for axes in grid[:, 1:].flat:
+            axes.yaxis.set_visible(False)
         for axes, panel in zip(grid.flat, panels, strict=False):
-            _draw(axes, methods, panel)
+            _draw(axes, panel)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
-        figure.suptitle(title, fontsize=12)
+        height = figure.get_size_inches()[1]
+        figure.suptitle(title, fontsize=12, y=1 - 0.08 / height)
         legend = "means over runs, 95 % intervals; dots: single runs"
         legend += "; grey: a perfectly calibrated model with these variances"
-        figure.supxlabel(legend, fontsize=9, color=GREY)
+        figure.supxlabel(legend, fontsize=9, color=GREY, y=0.08 / height, va="bottom")
         return png(figure)
 
 
-def _draw(axes: Axes, methods: Sequence[str], panel: Panel) -> None:
-    for place, point in enumerate(panel.points):
-        color, marker = LOOKS[place % len(LOOKS)]
-        if point is None or not np.isfinite(point.mean):
+def _upright(axes: Axes, x: list[float], y: list[int], reach: float, colors: list[str], width: float, **look) -> None:
+    y = np.asarray(y)
+    axes.vlines(x, y - reach, y + reach, colors=colors, linewidths=width, **look)
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    known = {k: point for k, point in enumerate(panel.points) if point is not None and np.isfinite(point.mean)}
+    colors = {k: LOOKS[k % len(LOOKS)][0] for k in known}
+    for k in range(len(panel.points)):
+        if k not in known:
             text = {"ha": "center", "va": "center", "fontsize": 8, "color": GREY}
-            axes.text(0.5, place, "undefined", transform=axes.get_yaxis_transform(), **text)
-            continue
-        if np.isfinite(point.ideal):
-            axes.plot([point.ideal] * 2, [place - 0.32, place + 0.32], color=GREY, linewidth=2.5, zorder=1)
-        reach = np.nan_to_num([[point.mean - point.low], [point.high - point.mean]]).clip(min=0)
-        look = {"color": color, "marker": marker, "markersize": 6, "capsize": 3, "elinewidth": 1.5}
-        axes.errorbar(point.mean, place, xerr=reach, linestyle="none", zorder=2, **look)
-        if len(point.runs) > 1:
-            dots = {"marker": "o", "markersize": 3, "markeredgewidth": 0, "linestyle": "none", "color": color}
-            axes.plot(point.runs, [place + 0.27] * len(point.runs), zorder=3, **dots)
-    axes.set_yticks(range(len(methods)), methods)
-    axes.set_ylim(len(methods) - 0.4, -0.6)
+            axes.text(0.5, k, "undefined", transform=axes.get_yaxis_transform(), **text)
+    # Few artists of many parts: each costs as much as its parts together.
+    perfect = [k for k, point in known.items() if np.isfinite(point.ideal)]
+    if perfect:
+        _upright(axes, [known[k].ideal for k in perfect], perfect, 0.32, [GREY] * len(perfect), 2.5, zorder=1)
+    ends = {end: [np.nan_to_num(getattr(p, end), nan=p.mean) for p in known.values()] for end in ("low", "high")}
+    axes.hlines(list(known), *ends.values(), colors=list(colors.values()), linewidths=1.5, zorder=2)
+    for values in ends.values():
+        _upright(axes, values, list(known), 0.1, list(colors.values()), 1.0, zorder=2)
+    for k, point in known.items():
+        axes.plot(point.mean, k, color=colors[k], marker=LOOKS[k % len(LOOKS)][1], markersize=6, zorder=3)
+    repeated = {k: point.runs for k, point in known.items() if len(point.runs) > 1}
+    if repeated:
+        counts = list(map(len, repeated.values()))
+        places, dots = (np.repeat([one[k] for k in repeated], counts) for one in ({k: k for k in known}, colors))
+        axes.scatter(np.concatenate(list(repeated.values())), places + 0.27, s=9, c=dots, linewidths=0, zorder=4)
     axes.set_title(panel.heading, fontsize=10)
     unit = f"{panel.unit}; " if panel.unit else ""
     axes.set_xlabel(f"{unit}{panel.better} is better", fontsize=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,8 @@ SIMULATED = tuple(entry for entry in LEARNING if entry[0] in ("md", "neb"))
 ALL = ("all", "run")  # populations that need not be named
 Metric = tuple[str, str, str, str]
 """Target, metric, population, label."""
+Row = dict[str, Any]
+"""A row of a table; of many small selections, dictionaries are much faster than data frames."""
 HIGH_IS_GOOD = ("spearman", "roc_auc", "survival", "restricted_mean_survival_time", "warning_auc")
 # Metrics that say how an interval or distribution looks, or what was done, not how good it is.
 NEUTRAL = (
@@ -79,19 +82,26 @@ BOUNDS |= dict.fromkeys(("survival", "above_random", "converged", "warning_auc")
 BOUNDS |= {"conformal_coverage": (0.0, 1.0)} | dict.fromkeys(UNBOUNDED, (-np.inf, np.inf))
 
 
-def metrics_of(rows: pd.DataFrame, wanted: Iterable[tuple[str, str, str]]) -> Iterator[tuple[Metric, pd.DataFrame]]:
+def metrics_of(rows: pd.DataFrame, wanted: Iterable[tuple[str, str, str]]) -> Iterator[tuple[Metric, list[Row]]]:
     """Yield the wanted metrics (target, metric, label) that are there, one by one, with their rows.
 
     Elements and ranges of forces are left out; of simulations, each temperature is a metric of its own.
     """
-    targets = dict(list(rows.groupby("target", sort=False)))
+    found = grouped(rows.to_dict("records"), "target", "metric")
     for target, metric, label in wanted:
-        chosen = targets[target] if target in targets else rows[:0]
-        for population, found in chosen[chosen["metric"] == metric].groupby("population", sort=False):
+        for (population,), own in grouped(found.get((target, metric), ()), "population").items():
             plain = population in ALL
             if plain or target in ("md", "neb"):
                 where = "" if plain or target == "neb" else f", {str(population).removeprefix('temperature=')}"
-                yield (target, metric, str(population), label + where), found
+                yield (target, metric, str(population), label + where), own
+
+
+def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple, list[Row]]:
+    """Rows by their values of some keys, in the order of the first of each."""
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return found
 
 
 def bounds(metric: str) -> tuple[float, float]:

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 from uqbench.errors import DataError
 from uqbench.metrics.bootstrap import RESAMPLES
 from uqbench.results.parallel import mapped
-from uqbench.results.reading import Record, read
+from uqbench.results.reading import Record, read_all
 from uqbench.results.tables import IDENTITY
 from uqbench.results.variants import Variant, setting, variants
 from uqbench.rundir import INFO
 
-WORTH_A_PROCESS = 500  # runs
+BATCH = 100  # runs
+WORTH_A_PROCESS = 5  # batches
 IN_DOMAIN = ("train", "validation", "test")
 
 Samples = dict[tuple[str, str, str], np.ndarray]
@@ -52,13 +53,17 @@ def collect(places: Iterable[str | os.PathLike]) -> Collected:
     Runs inside other runs, such as the generations of active learning, have their rows there; they are read on their
     own only where they are asked for and the run around them is not.
     """
-    found = list(mapped(_attempt, find(places), worth=WORTH_A_PROCESS))
-    records = [one for one in found if isinstance(one, Record)]
-    problems = [str(one) for one in found if isinstance(one, DataError)]
+    paths = find(places)
+    batches = [paths[k : k + BATCH] for k in range(0, len(paths), BATCH)]
+    records, tables, problems = [], [], []
+    for found, table, damaged in mapped(read_all, batches, worth=WORTH_A_PROCESS):
+        records += found
+        tables += [table] if found else []
+        problems += damaged
     if not records:
         reasons = "".join(f"\n{problem}" for problem in problems[:5])
         raise DataError(f"runs: no finished run below {', '.join(map(str, places))}{reasons}")
-    rows = _joined(records, variants(records))
+    rows = _joined(records, pa.concat_tables(tables), variants(records))
     twice = rows[rows.duplicated(["path", *IDENTITY])].drop_duplicates("path")
     for row in twice.itertuples():
         problems.append(f"{row.path}: two rows for {row.target}/{row.population}/{row.metric}")
@@ -76,13 +81,6 @@ def find(places: Iterable[str | os.PathLike]) -> list[Path]:
     return sorted(path for path in found if not any(parent in found for parent in path.parents))
 
 
-def _attempt(path: Path) -> Record | DataError:
-    try:
-        return read(path)
-    except DataError as error:
-        return error
-
-
 def samples(source: str) -> Samples:
     """Read the bootstrap values of a run directory; nothing where it has none; DataError where they are damaged."""
     path = Path(source, RESAMPLES)
@@ -97,11 +95,11 @@ def samples(source: str) -> Samples:
     return dict(zip(keys, values, strict=True))
 
 
-def _joined(records: list[Record], names: list[Variant]) -> pd.DataFrame:
+def _joined(records: list[Record], table: pa.Table, names: list[Variant]) -> pd.DataFrame:
     """All rows with the columns that `Collected` describes; those of a few values for many rows are categories."""
     types = {pa.int64(): pd.Int64Dtype(), pa.string(): pd.StringDtype("pyarrow")}
-    rows = pa.concat_tables([record.rows for record in records]).to_pandas(types_mapper=types.get)
-    lengths = [record.rows.num_rows for record in records]
+    rows = table.to_pandas(types_mapper=types.get)
+    lengths = [record.count for record in records]
     run = np.repeat(np.arange(len(records)), lengths)
 
     def spread(values: list[str | None]) -> pd.Categorical:

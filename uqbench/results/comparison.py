@@ -102,14 +102,19 @@ class _Cell:
     def __init__(self, place: _Place, index: np.ndarray, key: tuple[str, str, str]) -> None:
         self.place, self.index = place, index
         frames = place.frames[index].tolist()
-        found = [place.samples.get(source, {}).get(key) for source in place.sources[index]]
-        factor = place.factor[index[0]]
-        own = [None if one is None else factor * one for one in found]
+        own: list[np.ndarray | None] = [None] * len(index)
+        if place.samples:
+            found = [place.samples.get(source, {}).get(key) for source in place.sources[index]]
+            factor = place.factor[index[0]]
+            own = [None if one is None else factor * one for one in found]
         self.values = Values(place.value[index].tolist(), frames, own)
         self.unit = str(place.unit[index[0]])
 
     def column(self, name: str) -> np.ndarray:
         return self.place.columns[name][self.index]
+
+    def first(self, name: str) -> Any:
+        return self.place.columns[name][self.index[0]]
 
     @property
     def pairs(self) -> list[tuple[int, str]]:
@@ -201,7 +206,7 @@ def _means(label: dict[str, Any], cells: dict[Method, _Cell]) -> list[dict[str, 
         known = ideals[np.isfinite(ideals)]
         extra = {"ideal": float(known.mean()) if len(known) else NAN, "best": method in best}
         extra |= {"values": cell.values.values}
-        extra |= {name: cell.column(name)[0] for name in CARRIED}
+        extra |= {name: cell.first(name) for name in CARRIED}
         found.append(label | _named(method) | _columns(_mean(label, cell), *bounds(label["metric"])) | extra)
     return found
 
@@ -214,7 +219,7 @@ def _mean(label: dict[str, Any], cell: _Cell) -> Estimate:
     if label["target"] == "cost":
         return dataclasses.replace(mean, low=NAN, high=NAN)
     if len(cell.index) == 1 and np.isnan(mean.low):  # what the run itself says of its spread
-        low, high = (float(cell.column(end)[0]) for end in ENDS)
+        low, high = (float(cell.first(end)) for end in ENDS)
         return dataclasses.replace(mean, low=low, high=high)
     return mean
 
@@ -253,7 +258,7 @@ def _judged(metric: str, one: Values) -> Values | None:
 
 
 def _shared(one: Values, other: Values) -> bool:
-    return bool(set(one.frames) & set(other.frames))
+    return not one.groups.keys().isdisjoint(other.groups)
 
 
 def _columns(found: Estimate, lowest: float = -np.inf, highest: float = np.inf) -> dict[str, float]:

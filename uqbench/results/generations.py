@@ -6,11 +6,12 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 from uqbench.figures.curves import Curve, CurvePanel, curves_figure
 from uqbench.results import markdown
-from uqbench.results.catalogue import HIGH_IS_GOOD, LEARNING, NEUTRAL, SIGNED, Metric, metrics_of
+from uqbench.results.catalogue import HIGH_IS_GOOD, LEARNING, NEUTRAL, SIGNED, Metric, Row, grouped, metrics_of
 from uqbench.results.collect import Collected
 from uqbench.results.comparison import Comparison
 from uqbench.results.markdown import name, slug, with_unit
@@ -84,15 +85,15 @@ def _by_generation(rows: pd.DataFrame) -> list[str]:
     head = ["metric", "method", *(f"generation {int(g)}" for g in generations)]
     cells = []
     for metric, found in metrics_of(rows, LEARNING):
-        for number, (method, own) in enumerate(found.groupby(METHOD, sort=False)):
-            by = {row["generation"]: row for _, row in own.iterrows()}
-            label = with_unit(metric[3], own["unit"].iloc[0]) if number == 0 else ""
+        for number, (method, own) in enumerate(grouped(found, *METHOD).items()):
+            by = {row["generation"]: row for row in own}
+            label = with_unit(metric[3], own[0]["unit"]) if number == 0 else ""
             values = [by.get(generation) for generation in generations]
             cells.append([label, name(method), *(markdown.estimate(row, bold=_best(row)) for row in values)])
     return markdown.table(head, cells)
 
 
-def _best(row: pd.Series | None) -> bool:
+def _best(row: Row | None) -> bool:
     return row is not None and bool(row["best"])
 
 
@@ -113,11 +114,10 @@ def _against_acquisitions(rows: pd.DataFrame) -> list[str]:
     ]
     cells = []
     for (split, metric), found in _by_split(rows[~rows["metric"].str.startswith("score_")]):
-        for number, (method, own) in enumerate(found.groupby(["uq", "unacquired"], sort=False)):
-            by = own.drop_duplicates("against").set_index("against")
-            label = "" if number else f"{split}: {with_unit(metric[3], own['unit'].iloc[0])}"
-            values = [by.loc[other] if other in by.index else None for other in others]
-            cells.append([label, name(method), *map(markdown.difference, values)])
+        for number, (method, own) in enumerate(grouped(found, "uq", "unacquired").items()):
+            by = {row["against"]: row for row in reversed(own)}
+            label = "" if number else f"{split}: {with_unit(metric[3], own[0]['unit'])}"
+            cells.append([label, name(method), *(markdown.difference(by.get(other)) for other in others)])
     return lines + markdown.table(["metric", "method", *sides], cells)
 
 
@@ -131,13 +131,13 @@ def _against_method(rows: pd.DataFrame) -> list[str]:
     ]
     cells = []
     for (split, metric), found in _by_split(rows[rows["target"] != ACQUISITION]):
-        for number, (_, row) in enumerate(found.iterrows()):
+        for number, row in enumerate(found):
             label = "" if number else f"{split}: {with_unit(metric[3], row['unit'])}"
-            cells.append([label, name(tuple(row[METHOD])), markdown.difference(row)])
+            cells.append([label, name((row["uq"], row["variant"])), markdown.difference(row)])
     return lines + markdown.table(["metric", "method", f"method − {against}"], cells)
 
 
-def _by_split(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, Metric], pd.DataFrame]]:
+def _by_split(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, Metric], list[Row]]]:
     for split, found in rows.groupby("split", sort=False):
         for metric, own in metrics_of(found, LEARNING):
             yield ("proposals" if metric[0] == ACQUISITION else str(split), metric), own
@@ -152,12 +152,13 @@ def _panels(rows: pd.DataFrame) -> list[CurvePanel]:
         if metric.startswith("score_"):
             continue  # of the methods' own units
         curves = []
-        for _, own in found.groupby(METHOD, sort=False):
-            own = own.sort_values("generation")
-            first = own.iloc[0]
-            x, mean, low, high = (own[key].to_numpy(float) for key in ("generation", "mean", "ci_low", "ci_high"))
+        for own in grouped(found, *METHOD).values():
+            own = sorted(own, key=lambda row: row["generation"])
+            first = own[0]
+            keys = ("generation", "mean", "ci_low", "ci_high")
+            x, mean, low, high = (np.array([row[key] for row in own], float) for key in keys)
             curves.append(Curve(name((first["uq"], first["unacquired"])), first["acquisition"], x, mean, low, high))
-        unit = found["unit"].iloc[0]
+        unit = found[0]["unit"]
         panels.append(CurvePanel(f"{label}\n({split})", "" if unit == "1" else unit, _good(metric), curves))
     return panels
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
-
-import numpy as np
-import pandas as pd
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from uqbench.results.tables import number
 
@@ -35,29 +34,30 @@ def with_unit(label: str, unit: str) -> str:
     return label if unit in ("1", "") else f"{label}, {unit}"
 
 
-def estimate(row: pd.Series | None, *, bold: bool = False) -> str:
+def estimate(row: Mapping[str, Any] | None, *, bold: bool = False) -> str:
     """Mean with its interval."""
-    if row is None or np.isnan(row["mean"]):
+    if row is None or math.isnan(row["mean"]):
         return NOTHING
     return _interval(row, bold)
 
 
-def difference(row: pd.Series | None) -> str:
+def difference(row: Mapping[str, Any] | None) -> str:
     """Difference with its interval, bold where that leaves out zero and covers seeds."""
-    if row is None or np.isnan(row["mean"]):
+    if row is None or math.isnan(row["mean"]):
         return NOTHING
     if row["runs"] < 2:
         return f"{_interval(row, False)}, one run"
     return _interval(row, bool(row["ci_low"] > 0 or row["ci_high"] < 0))
 
 
-def _interval(row: pd.Series, bold: bool) -> str:
+def _interval(row: Mapping[str, Any], bold: bool) -> str:
     text = f"**{number(row['mean'])}**" if bold else number(row["mean"])
-    ends = row[["ci_low", "ci_high"]].to_numpy(float)
-    if np.isnan(ends).any():
+    ends = row["ci_low"], row["ci_high"]
+    if any(map(math.isnan, ends)):
         return text
-    ends[np.abs(ends) < NEGLIGIBLE * max(abs(row["mean"]), *np.abs(ends))] = 0.0
-    return f"{text} ({number(ends[0])} … {number(ends[1])})"
+    least = NEGLIGIBLE * max(map(abs, (row["mean"], *ends)))
+    low, high = (0.0 if abs(end) < least else end for end in ends)
+    return f"{text} ({number(low)} … {number(high)})"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from uqbench.figures.costs import Trade, costs_figure, pareto
 from uqbench.figures.critical import cliques, critical_figure
 from uqbench.results import markdown
-from uqbench.results.catalogue import badness
+from uqbench.results.catalogue import Row, badness, grouped
 from uqbench.results.claims import SHARED_RULE, Verdict
 from uqbench.results.evidence import JUDGED, Quantity
 from uqbench.results.markdown import name, slug, table, with_unit
@@ -97,7 +98,7 @@ def domains(summary: pd.DataFrame) -> list[str]:
         for target, metric, label in JUDGED:
             found = rows[(rows["target"] == target) & (rows["metric"] == metric)]
             for count, (method, own) in enumerate(found.groupby(METHOD, sort=False)):
-                by = {row["where"]: row for _, row in own.iterrows()}
+                by = {row["where"]: row for row in own.to_dict("records")}
                 first = "" if count else with_unit(label, own["unit"].iloc[0])
                 cells.append([first, name(method), *(markdown.estimate(by.get(where)) for where in columns["where"])])
         lines += [f"### {describe(part for part in place if part != '')}", ""]
@@ -115,8 +116,13 @@ def costs(summary: pd.DataFrame) -> Part:
     """Quality against the cost of training and inference, for each data set and backbone that was trained on."""
     lines, figures = [], {}
     trained = summary[(summary["command"] == "train") & summary["population"].isin(["all", "run"])]
+    wanted = {key[:2] for key in (*QUALITIES, *(("cost", cost) for cost, _ in COSTS))}
+    trained = trained[
+        np.array([pair in wanted for pair in zip(trained["target"], trained["metric"], strict=True)], bool)
+    ]
     for place, rows in trained.groupby(PLACE[1:], sort=False, dropna=False):
-        methods = list(rows[METHOD].drop_duplicates().itertuples(index=False, name=None))
+        rows = grouped(rows.to_dict("records"), "target", "metric")
+        methods = list(grouped(itertools.chain.from_iterable(rows.values()), *METHOD))
         trades = [[_trade(rows, methods, cost, quality) for quality in QUALITIES] for cost in COSTS]
         trades = [[trade for trade in line if trade is not None] for line in trades]
         trades = [line for line in trades if line]
@@ -140,13 +146,17 @@ def costs(summary: pd.DataFrame) -> Part:
     return (["## Quality against cost", "", *remark, *lines], figures) if lines else ([], {})
 
 
-def _trade(rows: pd.DataFrame, methods: list[tuple], cost: tuple[str, str], quality: Quantity) -> Trade | None:
-    paid = rows[(rows["target"] == "cost") & (rows["metric"] == cost[0])].set_index(METHOD)
-    got = rows[(rows["target"] == quality[0]) & (rows["metric"] == quality[1])].set_index(METHOD)
-    if not len(paid) or not len(got):
+def _trade(
+    rows: dict[tuple, list[Row]], methods: list[tuple], cost: tuple[str, str], quality: Quantity
+) -> Trade | None:
+    paid, got = rows.get(("cost", cost[0])), rows.get(quality[:2])
+    if not paid or not got:
         return None
-    spent = paid["mean"].reindex(methods).to_numpy(float)
-    values, low, high = (got[key].reindex(methods).to_numpy(float) for key in ("mean", "ci_low", "ci_high"))
-    cost_label = with_unit(cost[1], str(paid["unit"].iloc[0]))
-    quality_label = with_unit(quality[2], str(got["unit"].iloc[0]))
+
+    def column(found: list[Row], key: str) -> np.ndarray:
+        by = {tuple(row[part] for part in METHOD): row[key] for row in found}
+        return np.array([by.get(method, np.nan) for method in methods], float)
+
+    spent, (values, low, high) = column(paid, "mean"), (column(got, key) for key in ("mean", "ci_low", "ci_high"))
+    cost_label, quality_label = with_unit(cost[1], paid[0]["unit"]), with_unit(quality[2], got[0]["unit"])
     return Trade(cost_label, quality_label, spent, values, low, high, badness(quality[1], values))

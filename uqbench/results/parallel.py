@@ -12,15 +12,19 @@ MOST = 8  # processes
 
 
 def mapped(function: Callable[[Any], Any], items: Sequence[Any], *, worth: int) -> Iterator[Any]:
-    """Yield the results of a function, in the order of the items.
+    """Give the results of a function, in the order of the items; processes begin with them at once.
 
     worth: items that take as long as starting a process does; for fewer than twice as many none is started. Function
     and items must be picklable.
     """
     workers = min(os.cpu_count() or 1, len(items) // worth, MOST)
     if workers < 2:
-        yield from map(function, items)
-        return
+        return map(function, items)
     # Not forked: pyarrow has threads, which do not survive it.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, items, chunksize=max(1, min(100, len(items) // (4 * workers))))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    return _closing(pool, pool.map(function, items, chunksize=max(1, min(100, len(items) // (4 * workers)))))
+
+
+def _closing(pool: ProcessPoolExecutor, results: Iterator[Any]) -> Iterator[Any]:
+    with pool:
+        yield from results

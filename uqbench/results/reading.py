@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ CONVERT = pa.csv.ConvertOptions(
     column_types={name: TYPES[kind] for name, kind in COLUMNS.items()}, strings_can_be_null=True
 )
 READ = pa.csv.ReadOptions(use_threads=False)  # of tables as small as these, threads only cost
+PART = re.compile(r"(?m)^(?=[^\s#-])")  # a config is written without anything that spans its keys of the top level
 OUTER = "al"  # the command whose run directories hold runs of their own
 ACQUISITION = "acquisition"  # target of rows that belong to no scored structures
 
@@ -37,7 +41,7 @@ class Record:
         info: content of run.json.
         settings: by dotted name, all that can change a result; of an evaluation also those of the run that it is of.
         foreign: whether it is an evaluation on other data than the run was trained with.
-        rows: as in `tables.COLUMNS`.
+        count: of its metric rows.
         sources: for each row, the folder of the run that has its bootstrap values, or one for all.
         frames: for each row, or for all: equal for runs scored on the same labelled structures.
     """
@@ -46,7 +50,7 @@ class Record:
     info: dict[str, Any]
     settings: dict[str, Any]
     foreign: bool
-    rows: pa.Table
+    count: int
     sources: str | list[str]
     frames: str | list[str]
 
@@ -77,8 +81,11 @@ class Record:
         return self.info.get("choices") or {}
 
 
-def read(path: Path) -> Record:
-    """Read a finished run; raises DataError, which names it, when it is damaged, unfinished or of another schema."""
+def read(path: Path) -> tuple[Record, pa.Table]:
+    """Read a finished run and its metric rows, as in `tables.COLUMNS`.
+
+    Raises DataError, which names the run, when it is damaged, unfinished or of another schema.
+    """
     info = _info(path)
     if info["status"] != "done":
         raise DataError(f"{path}: {info['status']}, not finished; to finish it: {info.get('command')}")
@@ -92,7 +99,19 @@ def read(path: Path) -> Record:
     if settings["command"] == OUTER:
         sources, frames = _nested(path, rows)
     foreign = settings["command"] == "evaluate" and any(key.startswith("dataset.") for key in own)
-    return Record(path, info, settings, foreign, rows, sources, frames)
+    return Record(path, info, settings, foreign, rows.num_rows, sources, frames), rows
+
+
+def read_all(paths: Iterable[Path]) -> tuple[list[Record], pa.Table | None, list[str]]:
+    """Read runs: their records, the rows of all in one table, which is passed on faster, and why others were left."""
+    found, problems = [], []
+    for path in paths:
+        try:
+            found.append(read(path))
+        except DataError as error:
+            problems.append(str(error))
+    table = pa.concat_tables(rows for _, rows in found).combine_chunks() if found else None
+    return [record for record, _ in found], table, problems
 
 
 def _info(path: Path) -> dict[str, Any]:
@@ -110,11 +129,19 @@ def _info(path: Path) -> dict[str, Any]:
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_bytes(), LOADER)
+        found: dict[str, Any] = {}
+        for part in filter(None, PART.split(path.read_text(encoding="utf-8"))):
+            found |= _part(part)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+    return found
+
+
+@functools.lru_cache(1024)  # the runs of a study have most parts in common
+def _part(text: str) -> dict[str, Any]:
+    content = yaml.load(text, LOADER)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: damaged")
+        raise ValueError("not a mapping of settings")
     return config.settings(content)
 
 

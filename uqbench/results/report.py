@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +20,6 @@ from uqbench.results.evidence import Evidence
 from uqbench.results.page import page
 from uqbench.results.parallel import mapped
 from uqbench.results.ranks import Ranking, rankings
-from uqbench.results.survival import Drawing
 from uqbench.results.tables import COLUMNS
 
 SUMMARY, DIFFERENCES, CLAIMS, RANKS = "summary.csv", "differences.csv", "claims.csv", "ranks.csv"
@@ -43,34 +44,32 @@ def write_report(folder: Path, collected: Collected, comparison: Comparison) -> 
     drawings |= cost_drawings
     for part in parts:
         drawings |= part.figures
-    figures = dict(zip(drawings, mapped(_draw, list(drawings.values()), worth=WORTH_A_PROCESS), strict=True))
+    drawn = mapped(operator.call, list(drawings.values()), worth=WORTH_A_PROCESS)
     body = [*_opening(collected, comparison, [line for part in parts for line in part.problems])]
     body += [*overview.claims(decided), *rank_lines, *overview.domains(comparison.summary), *cost_lines]
     body += [line for part in parts for line in part.lines]
     text = "\n".join(body) + "\n"
-    content = {
-        SUMMARY: comparison.summary.drop(columns="values").to_csv(index=False).encode(),
-        DIFFERENCES: pd.concat([comparison.differences, comparison.acquisitions]).to_csv(index=False).encode(),
-        CLAIMS: _claims_table(decided).to_csv(index=False).encode(),
-        RANKS: _ranks_table(ranked).to_csv(index=False).encode(),
-        REPORT: f"# {TITLE}\n\n{text}".encode(),
-        PAGE: page(text, figures, title=TITLE).encode(),
-        **figures,
-    }
     folder.mkdir(parents=True, exist_ok=True)
-    for file, data in content.items():
-        with atomic_write(folder / file) as temporary:
-            temporary.write_bytes(data)
-    rows = pa.Table.from_pandas(collected.rows[[*COLUMNS, *ADDED]], preserve_index=False)
-    with atomic_write(folder / RUNS) as temporary:
-        pa.parquet.write_table(rows, temporary)
-    with atomic_write(folder / RUNS_CSV) as temporary:
-        pa.csv.write_csv(_plain(rows), temporary)
+    with contextlib.ExitStack() as stack:  # all files take their places together, or none does
+
+        def place(file: str) -> Path:
+            return stack.enter_context(atomic_write(folder / file))
+
+        rows = pa.Table.from_pandas(collected.rows[[*COLUMNS, *ADDED]], preserve_index=False)
+        pa.parquet.write_table(rows, place(RUNS))
+        pa.csv.write_csv(_plain(rows), place(RUNS_CSV))
+        content = {
+            SUMMARY: comparison.summary.drop(columns="values").to_csv(index=False).encode(),
+            DIFFERENCES: pd.concat([comparison.differences, comparison.acquisitions]).to_csv(index=False).encode(),
+            CLAIMS: _claims_table(decided).to_csv(index=False).encode(),
+            RANKS: _ranks_table(ranked).to_csv(index=False).encode(),
+            REPORT: f"# {TITLE}\n\n{text}".encode(),
+            **dict(zip(drawings, drawn, strict=True)),
+        }
+        content[PAGE] = page(text, content, title=TITLE).encode()
+        for file, data in content.items():
+            place(file).write_bytes(data)
     return [*content, RUNS, RUNS_CSV]
-
-
-def _draw(drawing: Drawing) -> bytes:
-    return drawing()
 
 
 def _plain(rows: pa.Table) -> pa.Table:

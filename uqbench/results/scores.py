@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 
 from uqbench.figures.methods import Panel, Point, methods_figure
-from uqbench.results.catalogue import HIGH_IS_GOOD, MAIN, SIMULATED, metrics_of
+from uqbench.results.catalogue import HIGH_IS_GOOD, MAIN, SIMULATED, Row, metrics_of
 from uqbench.results.collect import Collected
 from uqbench.results.comparison import Comparison
 from uqbench.results.generations import Section
@@ -58,7 +58,7 @@ def _section(title: str, file: str, rows: pd.DataFrame, gaps: pd.DataFrame | Non
     cells = []
     for (_, _, _, label), found in metrics_of(rows, (*MAIN, *SIMULATED)):
         own = _by_method(found)
-        cells.append([with_unit(label, found["unit"].iloc[0]), *(_cell(own.get(method)) for method in methods)])
+        cells.append([with_unit(label, found[0]["unit"]), *(_cell(own.get(method)) for method in methods)])
     lines += table(["metric (runs)", *(f"{name(method)} ({runs[method]})" for method in methods)], cells)
     if gaps is not None:
         lines += _differences(gaps, methods)
@@ -71,7 +71,7 @@ def _differences(gaps: pd.DataFrame, methods: list[tuple]) -> list[str]:
     cells = []
     for (_, _, _, label), found in metrics_of(gaps, (*MAIN, *SIMULATED)):
         own = _by_method(found)
-        cells.append([with_unit(label, found["unit"].iloc[0]), *(difference(own.get(method)) for method in others)])
+        cells.append([with_unit(label, found[0]["unit"]), *(difference(own.get(method)) for method in others)])
     lines = [
         f"Paired difference to {gaps['against'].iloc[0]} (negative: the method has the smaller value). **Bold**: the",
         "interval leaves out zero, and covers seeds.",
@@ -87,21 +87,21 @@ def _panels(rows: pd.DataFrame, methods: list[tuple[str, str]]) -> list[Panel]:
             continue
         own = _by_method(found)
         points = [
-            Point(*row[["mean", "ci_low", "ci_high", "ideal"]], row["values"]) if row is not None else None
+            Point(*(row[key] for key in ("mean", "ci_low", "ci_high", "ideal", "values"))) if row else None
             for row in map(own.get, methods)
         ]
-        unit = found["unit"].iloc[0]
+        unit = found[0]["unit"]
         better = "higher" if metric.startswith(HIGH_IS_GOOD) else "lower"
         panels.append(Panel(label, "" if unit == "1" else unit, better, points))
     return panels
 
 
-def _by_method(rows: pd.DataFrame) -> dict[tuple, pd.Series]:
-    return {(row["uq"], row["variant"]): row for _, row in rows.iterrows()}
+def _by_method(rows: list[Row]) -> dict[tuple, Row]:
+    return {(row["uq"], row["variant"]): row for row in rows}
 
 
-def _cell(row: pd.Series | None) -> str:
-    if row is None or np.isnan(row["mean"]):
+def _cell(row: Row | None) -> str:
+    if row is None or math.isnan(row["mean"]):
         return NOTHING
     text = estimate(row, bold=row["best"])
-    return text if np.isnan(row["ideal"]) else f"{text} [{number(row['ideal'])}]"
+    return text if math.isnan(row["ideal"]) else f"{text} [{number(row['ideal'])}]"

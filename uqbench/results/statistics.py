@@ -9,6 +9,7 @@ taken to vary as those of the other do.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -48,10 +49,21 @@ class Values:
     frames: Sequence[str]
     samples: Sequence[Array | None]
 
+    @functools.cached_property
+    def groups(self) -> dict[str, _Group]:
+        """The runs on each set of frames."""
+        members, of_run = _members(tuple(self.frames))
+        values, counts = np.asarray(self.values, float), np.bincount(of_run)
+        means = np.bincount(of_run, values) / counts
+        with np.errstate(divide="ignore", invalid="ignore"):
+            variances = np.bincount(of_run, (values - means[of_run]) ** 2) / (counts - 1)
+        plain = zip(members.items(), means.tolist(), variances.tolist(), strict=True)
+        return {name: _Group(len(found), mean, v, self.samples, found) for (name, found), mean, v in plain}
+
 
 def estimate(one: Values) -> Estimate:
     """Mean over runs; over frames first by seeds, then over the sets of frames, where there are several."""
-    return _combine(_by_frames(one), None)
+    return _combine(one.groups, None)
 
 
 def difference(one: Values, other: Values, level: float = LEVEL) -> Estimate:
@@ -59,7 +71,7 @@ def difference(one: Values, other: Values, level: float = LEVEL) -> Estimate:
 
     Sets of frames that only one of them has are left out. Raises ValueError where none is left.
     """
-    mine, theirs = _by_frames(one), _by_frames(other)
+    mine, theirs = one.groups, other.groups
     shared = [name for name in mine if name in theirs]
     if not shared:
         raise ValueError("no structures in common")
@@ -72,7 +84,7 @@ def stratified(one: Values, other: Values, level: float = LEVEL) -> Estimate:
     Unlike that of `difference`, its interval is of these sets alone, and needs repeated runs on each: it is NaN
     where a set has one run of either method. Raises ValueError where there is no set in common.
     """
-    mine, theirs = _by_frames(one), _by_frames(other)
+    mine, theirs = one.groups, other.groups
     shared = [name for name in mine if name in theirs]
     if not shared:
         raise ValueError("no structures in common")
@@ -123,21 +135,20 @@ def share_difference(one: Estimate, other: Estimate) -> Estimate:
     return Estimate(gap, max(low, -1.0), min(high, 1.0), min(one.runs, other.runs), float("nan"))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Group:
-    """Runs on the same frames: mean, n and variance (NaN for one) of their values, samples (B,) of their mean or None.
+    """Runs on the same frames: n, mean and variance (NaN for one) of their values; theirs are `members` of `every`."""
 
-    Plain numbers, since arrays of a few elements take most of their time to be made, and a report makes very many.
-    """
-
-    def __init__(self, values: list[float], samples: list[Array | None]) -> None:
-        self.n = len(values)
-        self.mean = sum(values) / self.n
-        self.variance = _variance(values, self.mean)
-        self._samples = samples
+    n: int
+    mean: float
+    variance: float
+    every: Sequence[Array | None]
+    members: Sequence[int]
 
     @property
     def samples(self) -> Array | None:
-        first, *others = self._samples
+        """(B,) bootstrap values of the mean, or None."""
+        first, *others = (self.every[k] for k in self.members)
         if first is None or any(s is None or len(s) != len(first) for s in others):
             return None
         return sum(others, first) / self.n
@@ -147,14 +158,14 @@ def _variance(values: list[float], mean: float) -> float:
     return sum((value - mean) ** 2 for value in values) / (len(values) - 1) if len(values) > 1 else math.nan
 
 
-def _by_frames(one: Values) -> dict[str, _Group]:
+@functools.lru_cache(64)  # all metrics of a method are of the same runs
+def _members(frames: tuple[str, ...]) -> tuple[dict[str, list[int]], NDArray[np.intp]]:
+    """Places of the runs on each set of frames, and for each run which of these sets it is."""
     members: dict[str, list[int]] = {}
-    for k, frames in enumerate(one.frames):
-        members.setdefault(frames, []).append(k)
-    return {
-        frames: _Group([float(one.values[k]) for k in found], [one.samples[k] for k in found])
-        for frames, found in members.items()
-    }
+    for k, name in enumerate(frames):
+        members.setdefault(name, []).append(k)
+    order = {name: k for k, name in enumerate(members)}
+    return members, np.array([order[name] for name in frames], np.intp)
 
 
 def _combine(mine: dict[str, _Group], theirs: dict[str, _Group] | None, level: float = LEVEL) -> Estimate:
