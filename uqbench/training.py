@@ -9,7 +9,7 @@ import functools
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -149,8 +149,9 @@ def _train(
     wrapped, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True))
     averaged = None
     if settings.ema_decay is not None:
-        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+        averaged = Average(model, settings.ema_decay)
     judged = model if averaged is None else averaged.module
+    parameters = list(model.parameters())
     steps_per_epoch = -(-len(train_set) // settings.batch_size)
     schedule = Schedule(settings, settings.epochs * steps_per_epoch)
 
@@ -178,13 +179,15 @@ def _train(
             loss, terms = wrapped(train_set, frames[fabric.global_rank :: fabric.world_size], counts)
             # Fabric averages gradients over processes, but the processes' shares of the loss add up.
             fabric.backward(loss * fabric.world_size)
-            _check_finite(loss, model, state.epoch, settings)
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            _check_finite(loss, norm, state.epoch, settings)
             if settings.gradient_clip is not None:
-                clip_members(model, method.potential.members, settings.gradient_clip)
+                clip_members(parameters, method.potential.members, settings.gradient_clip, norm)
             optimizer.step()
             schedule.steps += 1
             if averaged is not None:
-                averaged.update_parameters(model)
+                averaged.update()
             totals.add(terms, counts)
             state.step += 1
             if must_stop():
@@ -266,20 +269,42 @@ def validate(model: Objective, graphs: GraphSet, settings: Training, fabric: Fab
     return totals.means("validation", model.method.n_models, settings, fabric)
 
 
-def clip_members(model: nn.Module, members: int | None, largest: float) -> None:
-    """Scale each member's gradient down to the norm `largest`; members must not feel each other's gradients."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+class Average(AveragedModel):
+    """Exponential moving average of a model's weights; the first step's are taken as they are."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self._average = get_ema_multi_avg_fn(decay)
+        # torch's own update searches both models for parameters at every step, which takes longer than the optimiser.
+        self._mine, self._theirs = list(self.module.parameters()), list(model.parameters())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the model's weights."""
+        if self.n_averaged == 0:
+            for mine, theirs in zip(self._mine, self._theirs, strict=True):
+                mine.copy_(theirs)
+        else:
+            self._average(self._mine, self._theirs, None)
+        self.n_averaged += 1
+
+
+def clip_members(parameters: Sequence[nn.Parameter], members: int | None, largest: float, norm: Tensor) -> None:
+    """Scale each member's gradient down to the norm `largest`; members must not feel each other's gradients.
+
+    norm: of the whole gradient.
+    """
     if members is None:
-        nn.utils.clip_grads_with_norm_(model.parameters(), largest, nn.utils.get_total_norm(gradients))
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
         return
+    gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
     factors = (largest / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
 
-def _check_finite(loss: Tensor, model: nn.Module, epoch: int, settings: Training) -> None:
-    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+def _check_finite(loss: Tensor, norm: Tensor, epoch: int, settings: Training) -> None:
     for name, value in (("loss", loss), ("gradient", norm)):
         if not torch.isfinite(value):
             raise TrainingError(

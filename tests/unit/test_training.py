@@ -261,7 +261,8 @@ def test_clipping_acts_on_each_member_alone(parts):
         parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         parameter.grad[1] *= 1e-6
     before = [parameter.grad.clone() for parameter in method.parameters()]
-    clip_members(method, 2, 0.5)
+    total = torch.stack([p.grad.square().sum() for p in method.parameters()]).sum().sqrt()
+    clip_members(list(method.parameters()), 2, 0.5, total)
     norms = torch.stack([p.grad.flatten(1).square().sum(1) for p in method.parameters()]).sum(0).sqrt()
     assert float(norms[0]) == pytest.approx(0.5, rel=1e-4)
     assert all(torch.equal(p.grad[1], old[1]) for p, old in zip(method.parameters(), before, strict=True))
