@@ -19,6 +19,7 @@ from uqbench.graph import COINCIDENT, Batch
 from uqbench.kernels import Pairs, Wanted
 from uqbench.kernels.choice import compiled
 from uqbench.kernels.engine import Engine, Packer, Sizes, width
+from uqbench.kernels.watch import Watch
 from uqbench.structures import Structures
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Potential(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.members, self.activation = backbone, init.members, activation
-        self._compiled: tuple[list, Engine] | None = None
+        self._compiled: tuple[Watch, Engine] | None = None
         width = backbone.features
         self.heads = nn.ModuleDict(
             {
@@ -126,6 +127,7 @@ class Potential(nn.Module):
         self.register_buffer("scale", torch.tensor(normalisation.scale))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
+        self._compiled = None
         # The references follow the model to another device, but stay in float64 when it becomes float32.
         exact = self.references
         super()._apply(fn, recurse)
@@ -140,9 +142,9 @@ class Potential(nn.Module):
         coincident atoms.
         """
         engine = None if create_graph else self._engine(batch)
-        if engine is None:
+        output = None if engine is None else self._evaluated(engine, batch, stress)
+        if output is None:
             return self._differentiated(batch, create_graph, stress)
-        output = self._evaluated(engine, batch, stress)
         if engine.sizes not in _trusted[engine.dtype]:
             return self._check(engine, output, self._differentiated(batch, create_graph, stress))
         return output
@@ -172,50 +174,68 @@ class Potential(nn.Module):
     def _engine(self, batch: Batch) -> Engine | None:
         """Return the network with its present weights as compiled code; None where that is not to be had."""
         library = compiled(batch.positions)
-        if library is None or not hasattr(self.backbone, "pack") or self.scale.dtype != batch.positions.dtype:
+        if library is None:
             return None
-        state = [*self.backbone.parameters(), *self.heads["energy"].parameters(), self.scale]
-        key = [(tensor.data_ptr(), tensor._version) for tensor in state]
         # Fused optimisers and writes to `.data` make no new version: a model in training is laid out anew every time.
-        if self._compiled is None or self.training or self._compiled[0] != key:
-            self._compiled = key, self._compile(library)
+        if self._compiled is None or self.training or not self._compiled[0].unchanged():
+            if not hasattr(self.backbone, "pack") or self.scale.dtype != batch.positions.dtype:
+                return None
+            self._compiled = Watch(self), self._compile(library)
         engine = self._compiled[1]
-        return None if engine.sizes in _distrusted[engine.dtype] else engine
+        if engine.dtype != batch.positions.dtype or engine.sizes in _distrusted[engine.dtype]:
+            return None
+        return engine
 
     def _compile(self, library: ctypes.CDLL) -> Engine:
         backbone, dtype = self.backbone, self.scale.dtype
         packer = Packer(self.members, width(library, dtype))
         backbone.pack(packer)
-        first, last = self.heads["energy"].layers
-        packer.mlp(first, last, scale=self.scale, padded=False)
-        common = {"channels": backbone.features, "hidden": first.weight.shape[-1], "cutoff": backbone.cutoff}
-        return Engine(library, Sizes(**common, head_activation=self.activation, **backbone.description), packer, dtype)
-
-    def _evaluated(self, engine: Engine, batch: Batch, stress: bool) -> Output:
-        species = self._species(batch)
-        atomic, latents, forces, by_vectors, closest = engine(
-            batch.positions, batch.shifts, batch.first, batch.second, species
+        energy, *others = (head.layers for head in self.heads.values())
+        packer.mlp(*energy, scale=self.scale, padded=False)
+        for layers in others:
+            packer.forward_mlp(*layers)
+        sizes = Sizes(
+            channels=backbone.features,
+            hidden=energy[0].weight.shape[-1],
+            heads=tuple(layers[-1].weight.shape[-1] for layers in others),
+            cutoff=backbone.cutoff,
+            head_activation=self.activation,
+            **backbone.description,
         )
-        _check_distance(closest)
-        if self.members is None:
-            atomic, latents, forces, by_vectors = atomic[0], latents[0], forces[0], by_vectors[0]
-        with torch.no_grad():
-            heads = {name: head(latents) for name, head in self.heads.items() if name != "energy"}
-            vectors = pair_vectors(batch, batch.positions).expand_as(by_vectors)
-            stresses = _stress(batch, vectors, by_vectors) if stress else None
-            return Output(self._energy(batch, atomic), forces, latents, heads, stresses)
+        constants = {"species_of_element": self.species_of_element, "references": self.references}
+        return Engine(library, sizes, packer, dtype, **constants)
+
+    def _evaluated(self, engine: Engine, batch: Batch, stress: bool) -> Output | None:
+        """Return what the compiled network says; None for an element that it does not know."""
+        found = engine(batch, virials=stress)
+        if found is None:
+            return None
+        _check_distance(found.closest)
+        stresses = _per_volume(found.virials, batch) if stress else None
+        names = [name for name in self.heads if name != "energy"] if found.heads else ()
+        heads = dict(zip(names, found.heads, strict=True))
+        if self.members is not None:
+            return Output(found.energy, found.forces, found.latents, heads, stresses)
+        heads = {name: value[0] for name, value in heads.items()}
+        return Output(found.energy[0], found.forces[0], found.latents[0], heads, stresses[0] if stress else None)
 
     def _check(self, engine: Engine, found: Output, expected: Output) -> Output:
         """Return the right one, and trust or distrust networks like this one from now on."""
         tolerance = {torch.float32: 1e-3, torch.float64: 1e-9}[engine.dtype]
         size = float(expected.forces.abs().max()) + float(self.scale)
-        error = float((found.forces - expected.forces).abs().max()) / size
+        others = [(found.latents, expected.latents)]
+        others += [(values, expected.heads[name]) for name, values in found.heads.items()]
+        error = max(
+            float((found.forces - expected.forces).abs().max()) / size,
+            float((found.energy - expected.energy).abs().max()) / (size * found.forces.shape[-2]),
+            *(float((a - b).abs().max() / (1 + b.abs().max())) for a, b in others),
+        )
         if error < tolerance:
             _trusted[engine.dtype].add(engine.sizes)
             return found  # also this first time, or else the bits would depend on what ran before
         if np.isfinite(size):
             log.warning(
-                "%s in torch, which is slower: forces of the compiled network are off by %.1g; please report this",
+                "%s in torch, which is slower: results of the compiled network are off by %.1g; please report this",
                 engine.sizes.kind,
                 error,
             )
@@ -270,7 +290,10 @@ def _stress(batch: Batch, vectors: Tensor, gradient: Tensor) -> Tensor:
     """Return the stress ([M,] S, 3, 3) from pair vectors and the energy's gradient by them, both ([M,] P, 3)."""
     strain_gradient = vectors.new_zeros(*vectors.shape[:-2], len(batch), 3, 3)
     outer = gradient.unsqueeze(-1) * vectors.unsqueeze(-2)
-    strain_gradient = strain_gradient.index_add(-3, batch.system[batch.first], outer)
+    return _per_volume(strain_gradient.index_add(-3, batch.system[batch.first], outer), batch)
+
+
+def _per_volume(strain_gradient: Tensor, batch: Batch) -> Tensor:
     return strain_gradient / torch.linalg.det(batch.cells).abs()[:, None, None]
 
 

@@ -145,6 +145,41 @@ def test_new_weights_count(ethanol):
     equal(*outputs(model, batch), 1e-12)
 
 
+def replace_module(model):
+    interaction = model.backbone.interactions[1]
+    interaction.context = copy.deepcopy(interaction.context)
+    interaction.context.layers[0].weight.data += 0.1
+
+
+def replace_parameter(model):
+    layer = model.heads["variance"].layers[1]
+    layer.weight = torch.nn.Parameter(2 * layer.weight.detach())
+
+
+def replace_memory(model):
+    parameter = model.backbone.embedding.weight
+    parameter.data = 2 * parameter.data
+
+
+def change_a_buffer(model):
+    model.references += 1.0
+
+
+@pytest.mark.parametrize("change", [replace_module, replace_parameter, replace_memory, change_a_buffer])
+def test_whatever_changes_counts(change, ethanol):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    model = build("painn", ethanol).double()
+    before, _ = outputs(model, batch)
+    assert (kernels.use("native"), model._engine(batch))[1] is model._engine(batch)
+    change(model)
+    found, expected = outputs(model, batch)
+    equal(found, expected, 1e-12)
+    names = ("energy", "forces")
+    values = [(getattr(before, name), getattr(found, name)) for name in names]
+    values.append((before.heads["variance"], found.heads["variance"]))
+    assert any(not torch.equal(a, b) for a, b in values)
+
+
 def test_training_steps_between_evaluations_count(ethanol):
     """Fused optimisers do not count versions of what they change."""
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
@@ -160,23 +195,47 @@ def test_training_steps_between_evaluations_count(ethanol):
     equal(*outputs(model, batch), 1e-12)
 
 
-def test_a_compiled_network_that_is_wrong_is_not_used(ethanol, monkeypatch, caplog):
+@pytest.mark.parametrize("what", ["forces", "energy", "latents", "heads"])
+def test_a_compiled_network_that_is_wrong_is_not_used(what, ethanol, monkeypatch, caplog):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
     kernels.use("torch")
-    expected = model(batch).forces
+    expected = model(batch)
     kernels.use("native")
     right = engine.Engine.__call__
 
-    def wrong(self, *arguments):
-        atomic, latents, forces, by_vectors, closest = right(self, *arguments)
-        return atomic, latents, 1.01 * forces, by_vectors, closest
+    def wrong(self, batch, *, virials):
+        found = right(self, batch, virials=virials)
+        values = getattr(found, what)
+        values = [1.01 * value for value in values] if what == "heads" else 1.01 * values
+        return dataclasses.replace(found, **{what: values})
 
     potential._trusted.clear()
     monkeypatch.setattr(engine.Engine, "__call__", wrong)
     for _ in range(2):
-        torch.testing.assert_close(model(batch).forces, expected, rtol=1e-12, atol=1e-12)
+        equal(model(batch), expected, 1e-12)
     assert len(caplog.messages) == 1 and "painn in torch" in caplog.text and "off by" in caplog.text
+
+
+def test_an_unknown_element_is_named(ethanol):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    numbers = batch.numbers.clone()
+    numbers[3] = 14
+    model = build("painn", ethanol).double()
+    outputs(model, batch)
+    kernels.use("native")
+    with pytest.raises(DataError, match="not trained on Si; it knows"):
+        model(dataclasses.replace(batch, numbers=numbers))
+
+
+@pytest.mark.parametrize("kind", ["painn", "schnet"])
+def test_a_frame_has_the_same_bits_alone_and_among_others(kind, ethanol):
+    graphs = GraphSet(ethanol[:30], 4.0, dtype=torch.float32)
+    model = build(kind, ethanol)
+    together, alone = (outputs(model, graphs.batch(frames))[0] for frames in (range(30), [17]))
+    n_atoms = len(alone.forces)
+    assert torch.equal(together.forces[17 * n_atoms : 18 * n_atoms], alone.forces)
+    assert torch.equal(together.energy[17:18], alone.energy)
 
 
 def test_coincident_atoms_are_an_error(ethanol):

@@ -67,7 +67,7 @@ class PaiNN(nn.Module):
         """Hand over all weights in the order of the compiled engine (`PainnEngine::read`)."""
         packer.plain(self.embedding.weight, padded=True)
         for interaction, mixing in zip(self.interactions, self.mixings, strict=True):
-            packer.plain(interaction.filters())
+            packer.linear(interaction.filters().movedim(-3, -2).flatten(-2), blocks=interaction.blocks)
             packer.mlp(*interaction.context.layers, blocks=interaction.blocks)
             packer.linear(mixing.mix.weight, blocks=2)
             packer.transposed(mixing.mix.weight, blocks=2, padded=True)

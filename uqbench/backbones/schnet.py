@@ -65,7 +65,7 @@ class SchNet(nn.Module):
         """Hand over all weights in the order of the compiled engine (`SchnetEngine::read`)."""
         packer.plain(self.embedding.weight, padded=True)
         for interaction in self.interactions:
-            packer.mlp(*interaction.filters.layers)
+            packer.forward_mlp(*interaction.filters.layers)
             packer.linear(interaction.to_senders.weight)
             packer.transposed(interaction.to_senders.weight)
             packer.mlp(*interaction.update.layers)

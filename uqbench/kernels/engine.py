@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uqbench.graph import Batch
 from uqbench.kernels.native import NAMES, entry
 
 BASES = ("bessel", "gaussian")
@@ -21,12 +22,15 @@ class EngineArguments(ctypes.Structure):
     """`EngineArguments` of the C code."""
 
     _fields_ = [
-        *((k, c_int64) for k in ("atoms", "pairs", "members", "channels", "layers", "radial", "hidden", "threads")),
-        *((name, c_int64) for name in ("basis", "activation", "head_activation")),
+        *((k, c_int64) for k in ("atoms", "pairs", "systems", "members", "channels", "layers", "radial", "hidden")),
+        *((k, c_int64) for k in ("heads", "elements", "threads", "basis", "activation", "head_activation")),
         ("cutoff", c_double),
-        *((name, c_void_p) for name in ("first", "second", "species", "positions", "shifts", "weights")),
+        *((name, c_void_p) for name in ("first", "second", "numbers", "system", "species_of_element")),
+        *((name, c_void_p) for name in ("channels_of_heads", "references", "positions", "shifts", "weights")),
         ("weights_of_member", c_int64),
-        *((name, c_void_p) for name in ("energies", "latents", "forces", "by_vectors", "closest")),
+        *((name, c_void_p) for name in ("energies", "latents", "forces", "virials", "head_results")),
+        ("closest", c_double),
+        ("unknown", c_int64),
     ]
 
 
@@ -36,7 +40,8 @@ class Sizes:
 
     Attributes:
         kind: `painn` or `schnet`.
-        channels, layers, radial, hidden: of the features, the interactions, the radial basis, the head's hidden layer.
+        channels, layers, radial, hidden: of the features, the interactions, the radial basis, the heads' hidden layer.
+        heads: output channels of each head but the energy's.
         basis, activation, head_activation: by name.
         cutoff: Å.
     """
@@ -46,6 +51,7 @@ class Sizes:
     layers: int
     radial: int
     hidden: int
+    heads: tuple[int, ...]
     basis: str
     activation: str
     head_activation: str
@@ -108,6 +114,11 @@ class Packer:
         self.transposed(weight)
         self.transposed(last_weight, blocks=blocks, padded=padded)
 
+    def forward_mlp(self, first: AffineMap, last: AffineMap) -> None:
+        """Add two maps with an activation between them, without their transposes."""
+        self.linear(first.weight, first.bias)
+        self.linear(last.weight, last.bias)
+
     def _with_members(self, values: Tensor) -> Tensor:
         return values.detach() if self.members is not None else values.detach().unsqueeze(0)
 
@@ -123,6 +134,27 @@ def width(library: ctypes.CDLL, dtype: torch.dtype) -> int:
     return getattr(library, f"width_{NAMES[dtype]}")()
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a network computes for a batch, with the member axis M.
+
+    Attributes:
+        energy: (M, S) eV, float64.
+        latents: (M, N, F).
+        forces: (M, N, 3) eV/Å.
+        heads: (M, N, channels) of each head but the energy's.
+        virials: (M, S, 3, 3) eV, derivative of the energy by the strain; None where it was not asked for.
+        closest: Å, shortest distance between two atoms.
+    """
+
+    energy: Tensor
+    latents: Tensor
+    forces: Tensor
+    heads: list[Tensor]
+    virials: Tensor | None
+    closest: float
+
+
 class Engine:
     """A network with fixed weights, ready to be evaluated.
 
@@ -131,38 +163,72 @@ class Engine:
         sizes: of the network.
         packer: all weights, in the order of the C code.
         dtype: of weights and positions.
+        species_of_element: (Z,) row of the embedding for each atomic number, negative where there is none.
+        references: float64, energy of an atom of each species, eV.
     """
 
-    def __init__(self, library: ctypes.CDLL, sizes: Sizes, packer: Packer, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        sizes: Sizes,
+        packer: Packer,
+        dtype: torch.dtype,
+        *,
+        species_of_element: Tensor,
+        references: Tensor,
+    ) -> None:
         self.sizes, self.dtype = sizes, dtype
         self._call = entry(library, f"engine_{sizes.kind}", dtype, EngineArguments)
-        self._tensors, members, count = packer.tensors, packer.members or 1, len(packer.tensors)
-        pointers = [tensor[m].data_ptr() for m in range(members) for tensor in packer.tensors]
+        self._members, count = packer.members or 1, len(packer.tensors)
+        pointers = [tensor[m].data_ptr() for m in range(self._members) for tensor in packer.tensors]
         self._pointers = (c_void_p * len(pointers))(*pointers)
-        arguments = {"members": members, "weights_of_member": count, "weights": ctypes.addressof(self._pointers)}
-        names = {
-            "basis": BASES.index(sizes.basis),
-            "activation": ACTIVATIONS.index(sizes.activation),
-            "head_activation": ACTIVATIONS.index(sizes.head_activation),
-        }
-        numbers = {key: getattr(sizes, key) for key in ("channels", "layers", "radial", "hidden", "cutoff")}
-        self._fixed = arguments | names | numbers
+        self._channels = (c_int64 * len(sizes.heads))(*sizes.heads)
+        constants = {"species_of_element": species_of_element, "references": references}
+        constants = {name: tensor.contiguous() for name, tensor in constants.items()}
+        self._alive = packer.tensors, constants
+        self._fixed = EngineArguments(
+            members=self._members,
+            weights=ctypes.addressof(self._pointers),
+            weights_of_member=count,
+            heads=len(sizes.heads),
+            channels_of_heads=ctypes.addressof(self._channels),
+            elements=len(species_of_element),
+            basis=BASES.index(sizes.basis),
+            activation=ACTIVATIONS.index(sizes.activation),
+            head_activation=ACTIVATIONS.index(sizes.head_activation),
+            **{name: tensor.data_ptr() for name, tensor in constants.items()},
+            **{key: getattr(sizes, key) for key in ("channels", "layers", "radial", "hidden", "cutoff")},
+        )
 
-    def __call__(
-        self, positions: Tensor, shifts: Tensor, first: Tensor, second: Tensor, species: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-        """Return atomic energies (M, N), latents (M, N, F), forces (M, N, 3), the gradient by the pair vectors
-        (M, P, 3), and the shortest distance in Å; arguments as in `Batch`, with species as rows of the embedding."""
-        inputs = {"positions": positions, "shifts": shifts, "first": first, "second": second, "species": species}
-        inputs = {name: tensor.detach().contiguous() for name, tensor in inputs.items()}
-        atoms, pairs, members = len(positions), len(first), self._fixed["members"]
-        shapes = {"energies": (atoms,), "latents": (atoms, self._fixed["channels"])}
-        shapes |= {"forces": (atoms, 3), "by_vectors": (pairs, 3)}
-        results = {name: positions.new_empty(members, *shape) for name, shape in shapes.items()}
-        closest = (c_double * members)()
-        arguments = EngineArguments(**self._fixed, atoms=atoms, pairs=pairs, threads=torch.get_num_threads())
-        for name, tensor in (inputs | results).items():
-            setattr(arguments, name, tensor.data_ptr())
-        arguments.closest = ctypes.addressof(closest)
+    def __call__(self, batch: Batch, *, virials: bool) -> Evaluation | None:
+        """Evaluate a batch on the CPU, in this engine's dtype; None where it has an element without a species."""
+        # This is called every millisecond: each line is a microsecond. The structure is a copy, as the C code runs
+        # without the interpreter's lock.
+        arguments, members, dtype = EngineArguments.from_buffer_copy(self._fixed), self._members, self.dtype
+        positions, shifts = _ready(batch.positions, dtype), _ready(batch.shifts, dtype)
+        first, second = _ready(batch.first, torch.int64), _ready(batch.second, torch.int64)
+        numbers, system = _ready(batch.numbers, torch.int64), _ready(batch.system, torch.int64)
+        arguments.positions, arguments.shifts = positions.data_ptr(), shifts.data_ptr()
+        arguments.first, arguments.second = first.data_ptr(), second.data_ptr()
+        arguments.numbers, arguments.system = numbers.data_ptr(), system.data_ptr()
+        arguments.atoms = atoms = positions.shape[0]
+        arguments.pairs, arguments.systems = first.shape[0], len(batch)
+        arguments.threads = torch.get_num_threads()
+        energy = torch.empty(members, len(batch), dtype=torch.float64)
+        latents = torch.empty(members, atoms, self.sizes.channels, dtype=dtype)
+        forces = torch.empty(members, atoms, 3, dtype=dtype)
+        strained = torch.empty(members, len(batch), 3, 3, dtype=dtype) if virials else None
+        heads = [torch.empty(members, atoms, channels, dtype=dtype) for channels in self.sizes.heads]
+        results = (c_void_p * len(heads))(*[head.data_ptr() for head in heads])
+        arguments.energies, arguments.latents = energy.data_ptr(), latents.data_ptr()
+        arguments.forces, arguments.head_results = forces.data_ptr(), ctypes.addressof(results)
+        if strained is not None:
+            arguments.virials = strained.data_ptr()
         self._call(arguments)
-        return *results.values(), min(closest)
+        if arguments.unknown:
+            return None
+        return Evaluation(energy, latents, forces, heads, strained, arguments.closest)
+
+
+def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype is dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()
