@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping
+from itertools import chain
 
 import numpy as np
 import torch
@@ -18,15 +17,14 @@ from uqbench.errors import DataError
 from uqbench.graph import COINCIDENT, Batch
 from uqbench.kernels import Pairs, Wanted
 from uqbench.kernels.choice import compiled
-from uqbench.kernels.engine import Engine, Packer, Sizes, width
+from uqbench.kernels.connected import connected
+from uqbench.kernels.engine import Engine, Evaluation, Sizes
+from uqbench.kernels.trust import Trust, difference, gradient_difference
 from uqbench.kernels.watch import Watch
 from uqbench.structures import Structures
 
-log = logging.getLogger(__name__)
-
-# Compiled networks that were compared with autograd in this process, by dtype.
-_trusted: dict[torch.dtype, set[Sizes]] = defaultdict(set)
-_distrusted: dict[torch.dtype, set[Sizes]] = defaultdict(set)
+# Compiled networks, and gradients of such, that were compared with autograd in this process.
+_evaluations, _gradients = Trust("results"), Trust("gradients")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,13 +139,15 @@ class Potential(nn.Module):
         `batch.positions` requires a gradient, by the positions. Raises DataError for an unknown element and for
         coincident atoms.
         """
-        engine = None if create_graph else self._engine(batch)
-        output = None if engine is None else self._evaluated(engine, batch, stress)
-        if output is None:
+        engine = None if create_graph and stress else self._engine(batch, gradient=create_graph)
+        found = None if engine is None else engine(batch, virials=stress)
+        if found is None:
             return self._differentiated(batch, create_graph, stress)
-        if engine.sizes not in _trusted[engine.dtype]:
-            return self._check(engine, output, self._differentiated(batch, create_graph, stress))
-        return output
+        _check_distance(found.closest)
+        output = self._connected(engine, found, batch) if create_graph else self._output(found, batch)
+        if (_gradients if output.forces.requires_grad else _evaluations).right(engine):
+            return output
+        return self._checked(engine, batch, output, self._differentiated(batch, create_graph, stress))
 
     def _differentiated(self, batch: Batch, create_graph: bool, stress: bool) -> Output:
         with torch.enable_grad():
@@ -171,76 +171,78 @@ class Potential(nn.Module):
         output = Output(self._energy(batch, atomic), -gradient, latents, heads, stresses)
         return output if create_graph else _detached(output)
 
-    def _engine(self, batch: Batch) -> Engine | None:
+    def _engine(self, batch: Batch, *, gradient: bool = False) -> Engine | None:
         """Return the network with its present weights as compiled code; None where that is not to be had."""
         library = compiled(batch.positions)
         if library is None:
             return None
         # Fused optimisers and writes to `.data` make no new version: a model in training is laid out anew every time.
         if self._compiled is None or self.training or not self._compiled[0].unchanged():
-            if not hasattr(self.backbone, "pack") or self.scale.dtype != batch.positions.dtype:
+            if not hasattr(self.backbone, "weights") or self.scale.dtype != batch.positions.dtype:
                 return None
             self._compiled = Watch(self), self._compile(library)
         engine = self._compiled[1]
-        if engine.dtype != batch.positions.dtype or engine.sizes in _distrusted[engine.dtype]:
+        if engine.dtype != batch.positions.dtype or _evaluations.wrong(engine):
             return None
-        return engine
+        return None if gradient and (not engine.differentiable or _gradients.wrong(engine)) else engine
 
     def _compile(self, library: ctypes.CDLL) -> Engine:
-        backbone, dtype = self.backbone, self.scale.dtype
-        packer = Packer(self.members, width(library, dtype))
-        backbone.pack(packer)
-        energy, *others = (head.layers for head in self.heads.values())
-        packer.mlp(*energy, scale=self.scale, padded=False)
-        for layers in others:
-            packer.forward_mlp(*layers)
+        backbone, (energy, *others) = self.backbone, self.heads.values()
         sizes = Sizes(
             channels=backbone.features,
-            hidden=energy[0].weight.shape[-1],
-            heads=tuple(layers[-1].weight.shape[-1] for layers in others),
+            hidden=energy.layers[0].weight.shape[-1],
+            heads=tuple(head.layers[-1].weight.shape[-1] for head in others),
             cutoff=backbone.cutoff,
             head_activation=self.activation,
             **backbone.description,
         )
+        weights = [*backbone.weights(), *(weight for head in self.heads.values() for weight in head.weights())]
         constants = {"species_of_element": self.species_of_element, "references": self.references}
-        return Engine(library, sizes, packer, dtype, **constants)
+        return Engine(library, sizes, self.members, weights, scale=float(self.scale), **constants)
 
-    def _evaluated(self, engine: Engine, batch: Batch, stress: bool) -> Output | None:
-        """Return what the compiled network says; None for an element that it does not know."""
-        found = engine(batch, virials=stress)
-        if found is None:
-            return None
-        _check_distance(found.closest)
-        stresses = _per_volume(found.virials, batch) if stress else None
+    def _output(self, found: Evaluation, batch: Batch) -> Output:
+        stresses = None if found.virials is None else _per_volume(found.virials, batch)
         names = [name for name in self.heads if name != "energy"] if found.heads else ()
         heads = dict(zip(names, found.heads, strict=True))
         if self.members is not None:
             return Output(found.energy, found.forces, found.latents, heads, stresses)
         heads = {name: value[0] for name, value in heads.items()}
-        return Output(found.energy[0], found.forces[0], found.latents[0], heads, stresses[0] if stress else None)
-
-    def _check(self, engine: Engine, found: Output, expected: Output) -> Output:
-        """Return the right one, and trust or distrust networks like this one from now on."""
-        tolerance = {torch.float32: 1e-3, torch.float64: 1e-9}[engine.dtype]
-        size = float(expected.forces.abs().max()) + float(self.scale)
-        others = [(found.latents, expected.latents)]
-        others += [(values, expected.heads[name]) for name, values in found.heads.items()]
-        error = max(
-            float((found.forces - expected.forces).abs().max()) / size,
-            float((found.energy - expected.energy).abs().max()) / (size * found.forces.shape[-2]),
-            *(float((a - b).abs().max() / (1 + b.abs().max())) for a, b in others),
+        return Output(
+            found.energy[0], found.forces[0], found.latents[0], heads, None if stresses is None else stresses[0]
         )
-        if error < tolerance:
-            _trusted[engine.dtype].add(engine.sizes)
-            return found  # also this first time, or else the bits would depend on what ran before
-        if np.isfinite(size):
-            log.warning(
-                "%s in torch, which is slower: results of the compiled network are off by %.1g; please report this",
-                engine.sizes.kind,
-                error,
-            )
-            _distrusted[engine.dtype].add(engine.sizes)
-        return expected
+
+    def _connected(self, engine: Engine, found: Evaluation, batch: Batch) -> Output:
+        """Return what the compiled network has found as a function of positions and parameters."""
+
+        def again(positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            output = self._differentiated(batch.with_positions(positions), True, False)
+            results = output.energy, output.forces, output.latents
+            return results if self.members is not None else tuple(result.unsqueeze(0) for result in results)
+
+        weights = [*self.backbone.weights(), *self.heads["energy"].weights()]
+        results = connected(engine, found, batch, weights, again)
+        energy, forces, latents = results if self.members is not None else (result[0] for result in results)
+        heads = {name: head(latents) for name, head in self.heads.items() if name != "energy"}
+        return Output(energy, forces, latents, heads)
+
+    def _checked(self, engine: Engine, batch: Batch, found: Output, expected: Output) -> Output:
+        """Return the right one of the two, and trust or distrust networks like this one from now on."""
+        forces = float(expected.forces.detach().abs().max()) + float(self.scale)
+        others = [expected.latents, *expected.heads.values()]
+        right = _evaluations.judge(
+            engine,
+            difference(
+                [found.forces, found.energy, found.latents, *(found.heads[name] for name in expected.heads)],
+                [expected.forces, expected.energy, *others],
+                [forces, forces * len(batch.numbers), *(1 + float(other.detach().abs().max()) for other in others)],
+            ),
+        )
+        if right and found.forces.requires_grad:
+            results = [(output.energy, output.forces, output.latents) for output in (found, expected)]
+            weights = self.backbone.parameters(), self.heads["energy"].parameters()
+            inputs = [x for x in (batch.positions, *chain(*weights)) if x.requires_grad]
+            right = _gradients.judge(engine, gradient_difference(*results, inputs))
+        return found if right else expected  # also this first time, or else the bits would depend on what ran before
 
     def train(self, mode: bool = True) -> Potential:
         """Set the mode of training; what was compiled is forgotten, because fused optimisers do not count versions."""

@@ -2,52 +2,52 @@
 
 #pragma once
 
-#include "layers.hpp"
+#include "weights.hpp"
 
 namespace {
 
-// Weights come as one list of pointers, in the order in which `Reader` is asked for them; see engine.py.
 template <typename T>
 struct EngineArguments {
-    int64_t atoms, pairs, systems, members, channels, layers, radial, hidden, heads, elements, threads;
+    int64_t atoms, pairs, systems, members, species, channels, layers, radial, hidden, heads, elements, threads;
     int64_t basis, activation, head_activation;
-    double cutoff;
+    double cutoff, scale;                                   // scale: of the energy
     const int64_t *first, *second, *numbers, *system;
     const int64_t *species_of_element, *channels_of_heads;  // (elements,), negative where unknown; (heads,)
     const double* references;                               // by species
     const T *positions, *shifts;                            // (N, 3), (P, 3)
-    const T* const* weights;                                // of all members, one after the other
+    const T* const* raw;                                    // each weight of a member as Python has it
+    T* weights;                                             // all members' weights as `Layout` has them
     int64_t weights_of_member;
     double* energies;                // (M, S)
     T *latents, *forces, *virials;   // (M, N, F), (M, N, 3), (M, S, 3, 3) or null: sum of dE/dr r^T
     T* const* head_results;          // for each head but the energy's (M, N, channels)
     double closest;                  // result: shortest distance
     int64_t unknown;                 // result: whether there is an element without a species; then there is nothing else
+    // Of `gradient.hpp`: cotangents (M, S), (M, N, 3) and (M, N, F), and where the derivatives by them go: for each weight
+    // of each member, in the order of `raw`, and (M, N, 3); null where there is none or it is not wanted.
+    const T *g_energy, *g_forces, *g_latents;
+    T* const* by_weights;
+    T* by_positions;
 };
 
 template <typename T>
-class Reader {
-  public:
-    explicit Reader(const T* const* next) : next_(next) {}
+struct Heads {
+    struct Further {
+        Linear<T> in, out;
+    };
+    Mlp<T> energy;
+    std::vector<Further> further;
 
-    const T* plain() { return *next_++; }
-
-    // Panels and bias; `inner` rows of W, and columns rounded up by the caller.
-    Linear<T> linear(int64_t inner, int64_t columns, bool bias = true) {
-        const T* panels = plain();
-        return {panels, bias ? plain() : nullptr, inner, columns};
+    Heads(const EngineArguments<T>& a, Layout<T>& layout)
+        : energy(layout.mlp(a.channels, a.hidden, 1, 1, false, static_cast<T>(a.scale))) {
+        for (int64_t k = 0; k < a.heads; ++k) {
+            const Raw<T> in = layout.next(a.channels, a.hidden), in_bias = layout.next(1, a.hidden);
+            const Raw<T> out = layout.next(a.hidden, a.channels_of_heads[k]);
+            const Raw<T> out_bias = layout.next(1, a.channels_of_heads[k]);
+            const Linear<T> first = layout.forward(in, in_bias);
+            further.push_back({first, layout.forward(out, out_bias)});
+        }
     }
-
-    // in (a -> b), out (b -> c), then both transposed; widths are actual on the inner side and padded on the other.
-    Mlp<T> mlp(int64_t a, int64_t b, int64_t c, int64_t rows_of_c) {
-        Mlp<T> m;
-        m.in = linear(a, padded<T>(b)), m.out = linear(b, c);
-        m.in_t = linear(b, padded<T>(a), false), m.out_t = linear(rows_of_c, padded<T>(b), false);
-        return m;
-    }
-
-  private:
-    const T* const* next_;
 };
 
 constexpr int64_t ATOM_PIECE = 72;  // atoms whose layers are computed one after the other, in the caches
@@ -69,22 +69,9 @@ class Engine {
     Engine(const EngineArguments<T>& a, const Pairs<T>& pairs, const int64_t* species, int64_t member, int threads)
         : a_(a), pairs_(pairs), species_(species), member_(member), threads_(threads), n_(a.atoms), f_(a.channels),
           fp_(padded<T>(a.channels)), blocks_(fp_ / WIDTH<T>), act_(static_cast<Activation>(a.activation)),
-          reader_(a.weights + member * a.weights_of_member) {}
+          layout_(a.weights + member * a.weights_of_member, nullptr) {}
 
   protected:
-    struct Head {
-        Linear<T> in, out;
-    };
-
-    void read_heads() {
-        head_ = reader_.mlp(f_, a_.hidden, WIDTH<T>, 1);
-        for (int64_t k = 0; k < a_.heads; ++k) {
-            const Linear<T> in = reader_.linear(f_, padded<T>(a_.hidden));
-            heads_.push_back({in, reader_.linear(a_.hidden, padded<T>(a_.channels_of_heads[k]))});
-        }
-        atomic_ = scratch_.take(n_);
-    }
-
     // Calls body(start, stop, memory for this piece) on pieces of the atoms.
     template <typename Body>
     void each_atom(Body body) const {
@@ -105,12 +92,12 @@ class Engine {
 
     // Atomic energies, latents and further heads from the last features (n, Fp) of the atoms from `start` on; by_q becomes
     // the derivative of the energies by the features.
-    void head(const T* q, int64_t start, int64_t n, T* by_q, Scratch<T>& scratch) const {
+    void head(const Heads<T>& heads, const T* q, int64_t start, int64_t n, T* by_q, Scratch<T>& scratch) {
         const Activation act = static_cast<Activation>(a_.head_activation);
         const int64_t hp = padded<T>(a_.hidden), first = member_ * n_ + start;
         T *slope = scratch.take(n * hp), *a = scratch.take(n * hp), *by = scratch.take(n * hp);
         for (int64_t k = 0; k < a_.heads; ++k) {
-            const Head& further = heads_[k];
+            const auto& further = heads.further[k];
             T* out = scratch.take(n * further.out.columns);
             apply(further.in, q, fp_, slope, hp, n);
             activate(act, slope, a, n * hp);
@@ -121,17 +108,17 @@ class Engine {
                             channels * sizeof(T));
         }
         T* e = scratch.take(n * WIDTH<T>);
-        apply(head_.in, q, fp_, slope, hp, n);
+        apply(heads.energy.in, q, fp_, slope, hp, n);
         activate(act, slope, a, n * hp);
-        apply(head_.out, a, hp, e, WIDTH<T>, n);
+        apply(heads.energy.out, a, hp, e, WIDTH<T>, n);
         for (int64_t i = 0; i < n; ++i) {
             atomic_[start + i] = e[i * WIDTH<T>];
             std::memcpy(a_.latents + (first + i) * f_, q + i * fp_, f_ * sizeof(T));
         }
         const T one = 1;
-        apply(head_.out_t, &one, 0, by, hp, n);
+        apply(heads.energy.out_t, &one, 0, by, hp, n);
         chain(slope, by, n * hp);
-        apply(head_.in_t, by, hp, by_q, fp_, n);
+        apply(heads.energy.in_t, by, hp, by_q, fp_, n);
     }
 
     // Energies in double precision: the references are thousands of eV. From the derivatives by lengths (P,) and
@@ -166,39 +153,64 @@ class Engine {
     const int threads_;
     const int64_t n_, f_, fp_, blocks_;
     const Activation act_;
-    Reader<T> reader_;
+    Layout<T> layout_;
     Scratch<T> scratch_;
-
-  private:
-    Mlp<T> head_ = {};
-    std::vector<Head> heads_;
-    T* atomic_ = nullptr;
+    T* atomic_ = scratch_.take(a_.atoms);  // energies (N,)
 };
 
-// Members are shared out where there are enough of them, and computed one after the other with all threads otherwise.
-template <typename T, typename Network>
-void each_member(EngineArguments<T>& a) {
-    std::vector<int64_t> species(a.atoms);
-    for (int64_t i = 0; i < a.atoms; ++i) {
-        const int64_t z = a.numbers[i];
-        species[i] = z < 0 || z >= a.elements ? -1 : a.species_of_element[z];
-        if (species[i] < 0) {
-            a.unknown = 1;
-            return;
-        }
-    }
-    const int threads = static_cast<int>(a.threads);
-    const int64_t row = a.radial + Network::enveloped;
+// Sets the size of a member's weights and, where there is memory for them, lays out those of all members.
+template <typename T, typename Weights>
+void lay_out(EngineArguments<T>& a) {
+    Layout<T> measure(nullptr, nullptr);
+    Weights(a, measure);
+    a.weights_of_member = measure.size();
+    pieces(static_cast<int>(a.threads), a.weights ? a.members : 0, 1, [&](int64_t m, int64_t) {
+        Layout<T> layout(a.weights + m * a.weights_of_member, a.raw + m * Weights::count(a));
+        Weights(a, layout);
+    });
+}
+
+// What all members have in common.
+template <typename T>
+struct Structure {
+    std::vector<int64_t> species;
     Scratch<T> scratch;
-    const Pairs<T> pairs = {scratch.take(a.pairs),       scratch.take(3 * a.pairs), scratch.take(a.pairs * row),
-                            scratch.take(a.pairs * row), scratch.take(a.pairs),     scratch.take(a.pairs), row};
-    geometry(a.positions, a.shifts, a.first, a.second, a.pairs, static_cast<Basis>(a.basis), a.radial, a.cutoff,
-             Network::enveloped, pairs, threads);
-    a.closest = std::numeric_limits<double>::infinity();
-    for (int64_t p = 0; p < a.pairs; ++p) a.closest = std::min(a.closest, double(pairs.distance[p]));
-    const bool outer = threads > 1 && a.members >= threads;
+    Pairs<T> pairs = {};
+
+    // Sets what `a` has to say about it; `species` stays empty where one is unknown.
+    Structure(EngineArguments<T>& a, bool enveloped, bool curved = false) {
+        for (int64_t i = 0; i < a.atoms; ++i) {
+            const int64_t z = a.numbers[i], s = z < 0 || z >= a.elements ? -1 : a.species_of_element[z];
+            if ((a.unknown = s < 0)) return;
+            species.push_back(s);
+        }
+        const int64_t row = a.radial + enveloped;
+        pairs = {scratch.take(a.pairs), scratch.take(3 * a.pairs), scratch.take(a.pairs * row), scratch.take(a.pairs * row),
+                 curved ? scratch.take(a.pairs * row) : nullptr, scratch.take(a.pairs), scratch.take(a.pairs), row};
+        geometry(a.positions, a.shifts, a.first, a.second, a.pairs, static_cast<Basis>(a.basis), a.radial, a.cutoff,
+                 enveloped, pairs, static_cast<int>(a.threads));
+        a.closest = std::numeric_limits<double>::infinity();
+        for (int64_t p = 0; p < a.pairs; ++p) a.closest = std::min(a.closest, double(pairs.distance[p]));
+    }
+};
+
+// Calls body(member, threads). Members are shared out where there are enough of them, and computed one after the other
+// with all threads otherwise.
+template <typename Body>
+void each_member(int64_t members, int64_t all_threads, Body body) {
+    const int threads = static_cast<int>(all_threads);
+    const bool outer = threads > 1 && members >= threads;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (outer)
-    for (int64_t m = 0; m < a.members; ++m) Network(a, pairs, species.data(), m, outer ? 1 : threads).evaluate();
+    for (int64_t m = 0; m < members; ++m) body(m, outer ? 1 : threads);
+}
+
+template <typename T, typename Network>
+void evaluate(EngineArguments<T>& a) {
+    const Structure<T> structure(a, Network::enveloped);
+    if (a.unknown) return;
+    each_member(a.members, a.threads, [&](int64_t m, int threads) {
+        Network(a, structure.pairs, structure.species.data(), m, threads).evaluate();
+    });
 }
 
 }  // namespace

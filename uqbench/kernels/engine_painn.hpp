@@ -7,17 +7,54 @@
 namespace {
 
 template <typename T>
-class PainnEngine : Engine<T> {
-    using Base = Engine<T>;
-    using Base::a_, Base::act_, Base::blocks_, Base::each_atom, Base::f_, Base::fp_, Base::n_, Base::pairs_, Base::place,
-        Base::reader_, Base::scratch_, Base::threads_;
-
-    // One layer, and what its way back needs of its way there: all atoms' rows; kinds and parts are blocks of Fp channels.
+struct PainnWeights {
+    // kinds and parts are blocks of Fp channels.
     struct Layer {
         int64_t kinds, parts;
         Linear<T> filters;  // panels (kinds, blocks, K + 1, WIDTH)
-        Mlp<T> context, mixing;
-        Linear<T> norm_in, norm_in_t, mix, mix_t;
+        Mlp<T> context;
+        Linear<T> mix, mix_t, in, in_t, norm_in, norm_in_t, out, out_t;  // of the mixing: in and norm_in are added
+    };
+
+    const T* embedding;
+    std::vector<Layer> layers;
+    Heads<T> heads;
+
+    static int64_t count(const EngineArguments<T>& a) { return 1 + 11 * a.layers + 4 * (1 + a.heads); }
+
+    PainnWeights(const EngineArguments<T>& a, Layout<T>& layout)
+        : embedding(layout.table(layout.next(a.species, a.channels))), layers(read(a, layout)), heads(a, layout) {}
+
+  private:
+    static std::vector<Layer> read(const EngineArguments<T>& a, Layout<T>& layout) {
+        std::vector<Layer> layers;
+        const int64_t f = a.channels;
+        for (int64_t k = 0; k < a.layers; ++k) {
+            Layer l;
+            l.kinds = k == 0 ? 2 : 3, l.parts = k == a.layers - 1 ? 2 : 3;
+            const Raw<T> filters = layout.next(a.radial, f, l.kinds), constant = layout.next(1, f, l.kinds);
+            l.filters = layout.forward(filters, {}, 1, constant);
+            l.context = layout.mlp(f, f, f, l.kinds, true);
+            const Raw<T> mix = layout.next(f, f, 2), in = layout.next(f, f), norm_in = layout.rest(in, f);
+            const Raw<T> in_bias = layout.next(1, f), out = layout.next(f, f, l.parts), out_bias = layout.next(1, f, l.parts);
+            l.mix = layout.forward(mix), l.mix_t = layout.backward(mix, true);
+            l.in = layout.forward(in, in_bias), l.in_t = layout.backward(in, false);
+            l.norm_in = layout.forward(norm_in), l.norm_in_t = layout.backward(norm_in, false);
+            l.out = layout.forward(out, out_bias), l.out_t = layout.backward(out, true);
+            layers.push_back(l);
+        }
+        return layers;
+    }
+};
+
+template <typename T>
+class PainnEngine : Engine<T> {
+    using Base = Engine<T>;
+    using Base::a_, Base::act_, Base::blocks_, Base::each_atom, Base::f_, Base::fp_, Base::n_, Base::pairs_, Base::place,
+        Base::layout_, Base::scratch_, Base::threads_;
+
+    // One layer, and what its way back needs of its way there: all atoms' rows.
+    struct Layer : PainnWeights<T>::Layer {
         T *mu, *slope, *x;                       // before the messages: (N, 3, Fp), the MLP's slopes (N, Fp) and results
         T* z;                                    // senders (blocks, N, 2 or 5, WIDTH)
         T *vw, *norm, *mixed_slope, *abd;        // (N, 3, 2 Fp), (N, Fp), the MLP's slopes and results
@@ -31,14 +68,13 @@ class PainnEngine : Engine<T> {
     using Base::Base;
 
     void evaluate() {
-        const T* rows = reader_.plain();
-        for (int64_t k = 0; k < a_.layers; ++k) layers_.push_back(read(k == 0, k == a_.layers - 1));
-        this->read_heads();
+        const PainnWeights<T> weights(a_, layout_);
+        for (const auto& layer : weights.layers) layers_.push_back(with_room(layer));
         state_ = scratch_.take(blocks_ * n_ * RECEIVER * WIDTH<T>);
         by_z_ = scratch_.take(blocks_ * n_ * 5 * WIDTH<T>);
         each_atom([&](int64_t start, int64_t stop, Scratch<T>& scratch) {
             T* q = scratch.take((stop - start) * fp_);
-            for (int64_t i = start; i < stop; ++i) std::memcpy(q + (i - start) * fp_, this->embedding(rows, i), fp_ * sizeof(T));
+            for (int64_t i = start; i < stop; ++i) std::memcpy(q + (i - start) * fp_, this->embedding(weights.embedding, i), fp_ * sizeof(T));
             before_messages(layers_[0], start, stop, q, nullptr, scratch);
         });
         for (int64_t k = 0; k < a_.layers; ++k) {
@@ -49,7 +85,7 @@ class PainnEngine : Engine<T> {
                 mix(layers_[k], start, stop, q, mu, scratch);
                 if (k < a_.layers - 1) return before_messages(layers_[k + 1], start, stop, q, mu, scratch);
                 T* by_q = scratch.take((stop - start) * fp_);
-                this->head(q, start, stop - start, by_q, scratch);
+                this->head(weights.heads, q, start, stop - start, by_q, scratch);
                 mix_back(layers_[k], start, stop, by_q, mu, scratch);
             });
         }
@@ -69,14 +105,9 @@ class PainnEngine : Engine<T> {
     }
 
   private:
-    Layer read(bool first, bool last) {
-        Layer l = {};
-        l.kinds = first ? 2 : 3, l.parts = last ? 2 : 3;
-        l.filters = reader_.linear(pairs_.row, l.kinds * fp_, false);
-        l.context = reader_.mlp(f_, f_, l.kinds * fp_, l.kinds * fp_);
-        l.mix = reader_.linear(f_, 2 * fp_, false), l.mix_t = reader_.linear(2 * fp_, fp_, false);
-        l.mixing = reader_.mlp(f_, f_, l.parts * fp_, l.parts * fp_);
-        l.norm_in = reader_.linear(f_, fp_, false), l.norm_in_t = reader_.linear(f_, fp_, false);
+    Layer with_room(const typename PainnWeights<T>::Layer& weights) {
+        Layer l = {weights};
+        const bool first = l.kinds == 2;
         l.slope = scratch_.take(n_ * fp_), l.x = scratch_.take(n_ * l.kinds * fp_);
         l.mu = first ? nullptr : scratch_.take(n_ * 3 * fp_);
         l.z = scratch_.take(blocks_ * n_ * (first ? 2 : 5) * WIDTH<T>);
@@ -85,7 +116,7 @@ class PainnEngine : Engine<T> {
         return l;
     }
 
-    // Calls body(atom within the piece, first channel, block, channel within the block) for each vector of channels.
+    // Calls body(atom within the piece, first channel) for each vector of channels.
     template <typename Body>
     void each(int64_t n, Body body) const {
         for (int64_t i = 0; i < n; ++i)
@@ -198,10 +229,10 @@ class PainnEngine : Engine<T> {
             for (int lane = 0; lane < Simd<T>::lanes; ++lane) square[lane] = std::sqrt(square[lane]);
             at(norm + i * fp_, f) = square;
         });
-        apply(l.mixing.in, q, fp_, slope, fp_, n);
+        apply(l.in, q, fp_, slope, fp_, n);
         apply(l.norm_in, norm, fp_, slope, fp_, n, true);
         activate(act_, slope, a, n * fp_);
-        apply(l.mixing.out, a, fp_, abd, l.parts * fp_, n);
+        apply(l.out, a, fp_, abd, l.parts * fp_, n);
         each(n, [&](int64_t i, int64_t f) {
             const T* parts = abd + i * l.parts * fp_;
             at(q + i * fp_, f) += at(parts, f) + at(parts + fp_, f) * inner(vw, i, f);
@@ -236,7 +267,7 @@ class PainnEngine : Engine<T> {
             for (int x = 0; x < 3; ++x) by_d += at(by_mu + (3 * i + x) * fp_, f) * at(w(vw, i, x), f);
             at(by + 2 * fp_, f) = by_d;
         });
-        apply(l.mixing.out_t, by_abd, l.parts * fp_, by_a, fp_, n);
+        apply(l.out_t, by_abd, l.parts * fp_, by_a, fp_, n);
         chain(l.mixed_slope + start * fp_, by_a, n * fp_);
         apply(l.norm_in_t, by_a, fp_, by_norm, fp_, n);
         each(n, [&](int64_t i, int64_t f) {
@@ -252,7 +283,7 @@ class PainnEngine : Engine<T> {
             }
         });
         apply(l.mix_t, by_vw, 2 * fp_, by_mu, fp_, 3 * n, !last);
-        apply(l.mixing.in_t, by_a, fp_, by_q, fp_, n, true);
+        apply(l.in_t, by_a, fp_, by_q, fp_, n, true);
         store(start, stop, by_q, by_mu);
     }
 

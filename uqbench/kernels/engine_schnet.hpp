@@ -7,17 +7,47 @@
 namespace {
 
 template <typename T>
+struct SchnetWeights {
+    struct Layer {
+        Linear<T> filters_in, filters_out, senders, senders_t;
+        Mlp<T> update;
+    };
+
+    const T* embedding;
+    std::vector<Layer> layers;
+    Heads<T> heads;
+
+    static int64_t count(const EngineArguments<T>& a) { return 1 + 9 * a.layers + 4 * (1 + a.heads); }
+
+    SchnetWeights(const EngineArguments<T>& a, Layout<T>& layout)
+        : embedding(layout.table(layout.next(a.species, a.channels))), layers(read(a, layout)), heads(a, layout) {}
+
+  private:
+    static std::vector<Layer> read(const EngineArguments<T>& a, Layout<T>& layout) {
+        std::vector<Layer> layers;
+        const int64_t f = a.channels;
+        for (int64_t k = 0; k < a.layers; ++k) {
+            Layer l;
+            const Raw<T> in = layout.next(a.radial, f), in_bias = layout.next(1, f);
+            const Raw<T> out = layout.next(f, f), out_bias = layout.next(1, f), senders = layout.next(f, f);
+            l.filters_in = layout.forward(in, in_bias), l.filters_out = layout.forward(out, out_bias);
+            l.senders = layout.forward(senders), l.senders_t = layout.backward(senders, false);
+            l.update = layout.mlp(f, f, f, 1, true);
+            layers.push_back(l);
+        }
+        return layers;
+    }
+};
+
+template <typename T>
 class SchnetEngine : Engine<T> {
     using Base = Engine<T>;
     using Base::a_, Base::act_, Base::blocks_, Base::each_atom, Base::f_, Base::fp_, Base::n_, Base::pairs_, Base::place,
-        Base::reader_, Base::scratch_, Base::threads_;
+        Base::layout_, Base::scratch_, Base::threads_;
 
     // One layer, and what its way back needs of its way there.
-    struct Layer {
+    struct Layer : SchnetWeights<T>::Layer {
         bool first;
-        Linear<T> filters_in, filters_out;
-        Mlp<T> update;
-        Linear<T> senders, senders_t;
         T *w, *fall;  // (blocks, P, WIDTH): filters and their derivatives by the length
         T *z, *slope;  // (blocks, N, WIDTH): senders; (N, Fp): slopes of the update's hidden layer
     };
@@ -28,12 +58,11 @@ class SchnetEngine : Engine<T> {
     using Base::Base;
 
     void evaluate() {
-        const T* rows = reader_.plain();
-        for (int64_t k = 0; k < a_.layers; ++k) layers_.push_back(read(k == 0));
-        this->read_heads();
+        const SchnetWeights<T> weights(a_, layout_);
+        for (const auto& layer : weights.layers) layers_.push_back(with_room(layer, layers_.empty()));
         x_ = scratch_.take(n_ * fp_), received_ = scratch_.take(n_ * fp_), by_z_ = scratch_.take(n_ * fp_);
         each_atom([&](int64_t start, int64_t stop, Scratch<T>& scratch) {
-            for (int64_t i = start; i < stop; ++i) std::memcpy(x_ + i * fp_, this->embedding(rows, i), fp_ * sizeof(T));
+            for (int64_t i = start; i < stop; ++i) std::memcpy(x_ + i * fp_, this->embedding(weights.embedding, i), fp_ * sizeof(T));
             send(layers_[0], start, stop, scratch);
         });
         for (int64_t k = 0; k < a_.layers; ++k) {
@@ -43,7 +72,7 @@ class SchnetEngine : Engine<T> {
                 update(layers_[k], start, stop, scratch);
                 if (k < a_.layers - 1) return send(layers_[k + 1], start, stop, scratch);
                 T *x = x_ + start * fp_, *by_x = scratch.take((stop - start) * fp_);
-                this->head(x, start, stop - start, by_x, scratch);
+                this->head(weights.heads, x, start, stop - start, by_x, scratch);
                 std::memcpy(x, by_x, (stop - start) * fp_ * sizeof(T));
                 update_back(layers_[k], start, stop, scratch);
             });
@@ -63,12 +92,9 @@ class SchnetEngine : Engine<T> {
     }
 
   private:
-    Layer read(bool first) {
-        Layer l = {};
+    Layer with_room(const typename SchnetWeights<T>::Layer& weights, bool first) {
+        Layer l = {weights};
         l.first = first;
-        l.filters_in = reader_.linear(a_.radial, fp_), l.filters_out = reader_.linear(f_, fp_);
-        l.senders = reader_.linear(f_, fp_, false), l.senders_t = reader_.linear(f_, fp_, false);
-        l.update = reader_.mlp(f_, f_, fp_, fp_);
         l.w = scratch_.take(a_.pairs * fp_), l.fall = scratch_.take(a_.pairs * fp_);
         l.z = scratch_.take(n_ * fp_), l.slope = scratch_.take(n_ * fp_);
         return l;

@@ -143,29 +143,34 @@ template <typename T>
 struct Pairs {
     T *distance, *u;          // (P,), (P, 3)
     T *basis, *slope;         // (P, row)
+    T* curvature;             // (P, row), second derivatives; or null
     T *envelope, *fall;       // (P,): cutoff function and its derivative
     int64_t row;
 };
 
-// The radial functions of distance r, and their derivatives by it, for K = size.
+// The radial functions of distance r, and their first and second derivatives by it, for K = size.
 inline void radial(Basis kind, int64_t size, double cutoff, double r, double sine, double cosine, double* value,
-                   double* slope) {
+                   double* slope, double* curvature) {
     using V = Vector<double>;
     if (kind == Basis::gaussian) {
         const double width = cutoff / (size - 1), exponent = -0.5 / (width * width);
         for (int64_t start = 0; start < size; start += Simd<double>::lanes) {
             V x;
             for (int lane = 0; lane < Simd<double>::lanes; ++lane) x[lane] = r - (start + lane) * width;
-            vector(value + start, 0) = exponential<double>(exponent * x * x);
-            vector(slope + start, 0) = 2 * exponent * x * vector(value + start, 0);
+            const V e = exponential<double>(exponent * x * x), by = 2 * exponent * x;
+            vector(value + start, 0) = e;
+            vector(slope + start, 0) = by * e;
+            vector(curvature + start, 0) = (2 * exponent + by * by) * e;
         }
         return;
     }
     const double w = M_PI / cutoff, over = 1 / r;
     double s = sine, c = cosine;
     for (int64_t k = 0; k < size; ++k) {
+        const double kw = (k + 1) * w;
         value[k] = s * over;
-        slope[k] = ((k + 1) * w * c - value[k]) * over;
+        slope[k] = (kw * c - value[k]) * over;
+        curvature[k] = -kw * kw * value[k] - 2 * slope[k] * over;
         const double next = s * cosine + c * sine;
         c = c * cosine - s * sine, s = next;
     }
@@ -184,7 +189,8 @@ void geometry(const T* positions, const T* shifts, const int64_t* first, const i
               int64_t size, double cutoff, bool enveloped, const Pairs<T>& pairs, int threads) {
     pieces(threads, count, 256, [&](int64_t start, int64_t stop) {
         Scratch<double> scratch;
-        double *value = scratch.take(size + Simd<double>::lanes), *slope = scratch.take(size + Simd<double>::lanes);
+        const int64_t room = size + Simd<double>::lanes;
+        double *value = scratch.take(room), *slope = scratch.take(room), *curvature = scratch.take(room);
         for (int64_t p = start; p < stop; ++p) {
             double r[3], square = 0;
             for (int x = 0; x < 3; ++x) {
@@ -195,13 +201,20 @@ void geometry(const T* positions, const T* shifts, const int64_t* first, const i
             const double f = d < cutoff ? 0.5 * (cosine + 1) : 0, fall = d < cutoff ? -0.5 * w * sine : 0;
             pairs.distance[p] = d, pairs.envelope[p] = f, pairs.fall[p] = fall;
             for (int x = 0; x < 3; ++x) pairs.u[3 * p + x] = r[x] / d;
-            radial(kind, size, cutoff, d, sine, cosine, value, slope);
+            radial(kind, size, cutoff, d, sine, cosine, value, slope, curvature);
             T *to = pairs.basis + p * pairs.row, *to_slope = pairs.slope + p * pairs.row;
             for (int64_t k = 0; k < size; ++k) {
                 to[k] = normal<T>(enveloped ? value[k] * f : value[k]);
                 to_slope[k] = normal<T>(enveloped ? slope[k] * f + value[k] * fall : slope[k]);
             }
             if (enveloped) to[size] = f, to_slope[size] = fall;
+            if (!pairs.curvature) continue;
+            T* to_curvature = pairs.curvature + p * pairs.row;
+            const double bend = d < cutoff ? -0.5 * w * w * cosine : 0;
+            for (int64_t k = 0; k < size; ++k)
+                to_curvature[k] = normal<T>(
+                    enveloped ? curvature[k] * f + 2 * slope[k] * fall + value[k] * bend : curvature[k]);
+            if (enveloped) to_curvature[size] = bend;
         }
     });
 }
