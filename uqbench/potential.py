@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping
+from itertools import chain
 
 import numpy as np
 import torch
@@ -18,14 +17,14 @@ from uqbench.errors import DataError
 from uqbench.graph import COINCIDENT, Batch
 from uqbench.kernels import Pairs, Wanted
 from uqbench.kernels.choice import compiled
-from uqbench.kernels.engine import Engine, Packer, Sizes, width
+from uqbench.kernels.connected import connected
+from uqbench.kernels.engine import Engine, Evaluation, Sizes
+from uqbench.kernels.trust import Trust, difference, gradient_difference
+from uqbench.kernels.watch import Watch
 from uqbench.structures import Structures
 
-log = logging.getLogger(__name__)
-
-# Compiled networks that were compared with autograd in this process, by dtype.
-_trusted: dict[torch.dtype, set[Sizes]] = defaultdict(set)
-_distrusted: dict[torch.dtype, set[Sizes]] = defaultdict(set)
+# Compiled networks, and gradients of such, that were compared with autograd in this process.
+_evaluations, _gradients = Trust("results"), Trust("gradients")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +110,7 @@ class Potential(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.members, self.activation = backbone, init.members, activation
-        self._compiled: tuple[list, Engine] | None = None
+        self._compiled: tuple[Watch, Engine] | None = None
         width = backbone.features
         self.heads = nn.ModuleDict(
             {
@@ -126,6 +125,7 @@ class Potential(nn.Module):
         self.register_buffer("scale", torch.tensor(normalisation.scale))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
+        self._compiled = None
         # The references follow the model to another device, but stay in float64 when it becomes float32.
         exact = self.references
         super()._apply(fn, recurse)
@@ -139,13 +139,15 @@ class Potential(nn.Module):
         `batch.positions` requires a gradient, by the positions. Raises DataError for an unknown element and for
         coincident atoms.
         """
-        engine = None if create_graph else self._engine(batch)
-        if engine is None:
+        engine = None if create_graph and stress else self._engine(batch, gradient=create_graph)
+        found = None if engine is None else engine(batch, virials=stress)
+        if found is None:
             return self._differentiated(batch, create_graph, stress)
-        output = self._evaluated(engine, batch, stress)
-        if engine.sizes not in _trusted[engine.dtype]:
-            return self._check(engine, output, self._differentiated(batch, create_graph, stress))
-        return output
+        _check_distance(found.closest)
+        output = self._connected(engine, found, batch) if create_graph else self._output(found, batch)
+        if (_gradients if output.forces.requires_grad else _evaluations).right(engine):
+            return output
+        return self._checked(engine, batch, output, self._differentiated(batch, create_graph, stress))
 
     def _differentiated(self, batch: Batch, create_graph: bool, stress: bool) -> Output:
         with torch.enable_grad():
@@ -169,58 +171,78 @@ class Potential(nn.Module):
         output = Output(self._energy(batch, atomic), -gradient, latents, heads, stresses)
         return output if create_graph else _detached(output)
 
-    def _engine(self, batch: Batch) -> Engine | None:
+    def _engine(self, batch: Batch, *, gradient: bool = False) -> Engine | None:
         """Return the network with its present weights as compiled code; None where that is not to be had."""
         library = compiled(batch.positions)
-        if library is None or not hasattr(self.backbone, "pack") or self.scale.dtype != batch.positions.dtype:
+        if library is None:
             return None
-        state = [*self.backbone.parameters(), *self.heads["energy"].parameters(), self.scale]
-        key = [(tensor.data_ptr(), tensor._version) for tensor in state]
         # Fused optimisers and writes to `.data` make no new version: a model in training is laid out anew every time.
-        if self._compiled is None or self.training or self._compiled[0] != key:
-            self._compiled = key, self._compile(library)
+        if self._compiled is None or self.training or not self._compiled[0].unchanged():
+            if not hasattr(self.backbone, "weights") or self.scale.dtype != batch.positions.dtype:
+                return None
+            self._compiled = Watch(self), self._compile(library)
         engine = self._compiled[1]
-        return None if engine.sizes in _distrusted[engine.dtype] else engine
+        if engine.dtype != batch.positions.dtype or _evaluations.wrong(engine):
+            return None
+        return None if gradient and (not engine.differentiable or _gradients.wrong(engine)) else engine
 
     def _compile(self, library: ctypes.CDLL) -> Engine:
-        backbone, dtype = self.backbone, self.scale.dtype
-        packer = Packer(self.members, width(library, dtype))
-        backbone.pack(packer)
-        first, last = self.heads["energy"].layers
-        packer.mlp(first, last, scale=self.scale, padded=False)
-        common = {"channels": backbone.features, "hidden": first.weight.shape[-1], "cutoff": backbone.cutoff}
-        return Engine(library, Sizes(**common, head_activation=self.activation, **backbone.description), packer, dtype)
-
-    def _evaluated(self, engine: Engine, batch: Batch, stress: bool) -> Output:
-        species = self._species(batch)
-        atomic, latents, forces, by_vectors, closest = engine(
-            batch.positions, batch.shifts, batch.first, batch.second, species
+        backbone, (energy, *others) = self.backbone, self.heads.values()
+        sizes = Sizes(
+            channels=backbone.features,
+            hidden=energy.layers[0].weight.shape[-1],
+            heads=tuple(head.layers[-1].weight.shape[-1] for head in others),
+            cutoff=backbone.cutoff,
+            head_activation=self.activation,
+            **backbone.description,
         )
-        _check_distance(closest)
-        if self.members is None:
-            atomic, latents, forces, by_vectors = atomic[0], latents[0], forces[0], by_vectors[0]
-        with torch.no_grad():
-            heads = {name: head(latents) for name, head in self.heads.items() if name != "energy"}
-            vectors = pair_vectors(batch, batch.positions).expand_as(by_vectors)
-            stresses = _stress(batch, vectors, by_vectors) if stress else None
-            return Output(self._energy(batch, atomic), forces, latents, heads, stresses)
+        weights = [*backbone.weights(), *(weight for head in self.heads.values() for weight in head.weights())]
+        constants = {"species_of_element": self.species_of_element, "references": self.references}
+        return Engine(library, sizes, self.members, weights, scale=float(self.scale), **constants)
 
-    def _check(self, engine: Engine, found: Output, expected: Output) -> Output:
-        """Return the right one, and trust or distrust networks like this one from now on."""
-        tolerance = {torch.float32: 1e-3, torch.float64: 1e-9}[engine.dtype]
-        size = float(expected.forces.abs().max()) + float(self.scale)
-        error = float((found.forces - expected.forces).abs().max()) / size
-        if error < tolerance:
-            _trusted[engine.dtype].add(engine.sizes)
-            return found  # also this first time, or else the bits would depend on what ran before
-        if np.isfinite(size):
-            log.warning(
-                "%s in torch, which is slower: forces of the compiled network are off by %.1g; please report this",
-                engine.sizes.kind,
-                error,
-            )
-            _distrusted[engine.dtype].add(engine.sizes)
-        return expected
+    def _output(self, found: Evaluation, batch: Batch) -> Output:
+        stresses = None if found.virials is None else _per_volume(found.virials, batch)
+        names = [name for name in self.heads if name != "energy"] if found.heads else ()
+        heads = dict(zip(names, found.heads, strict=True))
+        if self.members is not None:
+            return Output(found.energy, found.forces, found.latents, heads, stresses)
+        heads = {name: value[0] for name, value in heads.items()}
+        return Output(
+            found.energy[0], found.forces[0], found.latents[0], heads, None if stresses is None else stresses[0]
+        )
+
+    def _connected(self, engine: Engine, found: Evaluation, batch: Batch) -> Output:
+        """Return what the compiled network has found as a function of positions and parameters."""
+
+        def again(positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            output = self._differentiated(batch.with_positions(positions), True, False)
+            results = output.energy, output.forces, output.latents
+            return results if self.members is not None else tuple(result.unsqueeze(0) for result in results)
+
+        weights = [*self.backbone.weights(), *self.heads["energy"].weights()]
+        results = connected(engine, found, batch, weights, again)
+        energy, forces, latents = results if self.members is not None else (result[0] for result in results)
+        heads = {name: head(latents) for name, head in self.heads.items() if name != "energy"}
+        return Output(energy, forces, latents, heads)
+
+    def _checked(self, engine: Engine, batch: Batch, found: Output, expected: Output) -> Output:
+        """Return the right one of the two, and trust or distrust networks like this one from now on."""
+        forces = float(expected.forces.detach().abs().max()) + float(self.scale)
+        others = [expected.latents, *expected.heads.values()]
+        right = _evaluations.judge(
+            engine,
+            difference(
+                [found.forces, found.energy, found.latents, *(found.heads[name] for name in expected.heads)],
+                [expected.forces, expected.energy, *others],
+                [forces, forces * len(batch.numbers), *(1 + float(other.detach().abs().max()) for other in others)],
+            ),
+        )
+        if right and found.forces.requires_grad:
+            results = [(output.energy, output.forces, output.latents) for output in (found, expected)]
+            weights = self.backbone.parameters(), self.heads["energy"].parameters()
+            inputs = [x for x in (batch.positions, *chain(*weights)) if x.requires_grad]
+            right = _gradients.judge(engine, gradient_difference(*results, inputs))
+        return found if right else expected  # also this first time, or else the bits would depend on what ran before
 
     def train(self, mode: bool = True) -> Potential:
         """Set the mode of training; what was compiled is forgotten, because fused optimisers do not count versions."""
@@ -270,7 +292,10 @@ def _stress(batch: Batch, vectors: Tensor, gradient: Tensor) -> Tensor:
     """Return the stress ([M,] S, 3, 3) from pair vectors and the energy's gradient by them, both ([M,] P, 3)."""
     strain_gradient = vectors.new_zeros(*vectors.shape[:-2], len(batch), 3, 3)
     outer = gradient.unsqueeze(-1) * vectors.unsqueeze(-2)
-    strain_gradient = strain_gradient.index_add(-3, batch.system[batch.first], outer)
+    return _per_volume(strain_gradient.index_add(-3, batch.system[batch.first], outer), batch)
+
+
+def _per_volume(strain_gradient: Tensor, batch: Batch) -> Tensor:
     return strain_gradient / torch.linalg.det(batch.cells).abs()[:, None, None]
 
 

@@ -13,6 +13,7 @@ from uqbench.backbones.schnet import SchNet
 from uqbench.errors import ConfigError, DataError
 from uqbench.graph import GraphSet
 from uqbench.kernels import choice, engine
+from uqbench.kernels.trust import Trust
 from uqbench.potential import Normalisation, Potential
 
 FORCES = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -21,7 +22,7 @@ FORCES = {torch.float32: 1e-5, torch.float64: 1e-12}
 @pytest.fixture(autouse=True)
 def native(monkeypatch):
     monkeypatch.setattr(choice, "_mode", choice._mode)
-    for known in ("_trusted", "_distrusted"):
+    for known in ("_evaluations", "_gradients"):
         monkeypatch.setattr(potential, known, copy.deepcopy(getattr(potential, known)))
     try:
         kernels.use("native")
@@ -54,7 +55,7 @@ def outputs(model, batch, *, stress=False):
     """What the compiled network and what autograd give; the former is trusted beforehand."""
     kernels.use("native")
     compiled_network = model._engine(batch)
-    potential._trusted[compiled_network.dtype].add(compiled_network.sizes)
+    potential._evaluations.add(compiled_network)
     found = model(batch, stress=stress)
     kernels.use("torch")
     assert model._engine(batch) is None
@@ -145,6 +146,41 @@ def test_new_weights_count(ethanol):
     equal(*outputs(model, batch), 1e-12)
 
 
+def replace_module(model):
+    interaction = model.backbone.interactions[1]
+    interaction.context = copy.deepcopy(interaction.context)
+    interaction.context.layers[0].weight.data += 0.1
+
+
+def replace_parameter(model):
+    layer = model.heads["variance"].layers[1]
+    layer.weight = torch.nn.Parameter(2 * layer.weight.detach())
+
+
+def replace_memory(model):
+    parameter = model.backbone.embedding.weight
+    parameter.data = 2 * parameter.data
+
+
+def change_a_buffer(model):
+    model.references += 1.0
+
+
+@pytest.mark.parametrize("change", [replace_module, replace_parameter, replace_memory, change_a_buffer])
+def test_whatever_changes_counts(change, ethanol):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    model = build("painn", ethanol).double()
+    before, _ = outputs(model, batch)
+    assert (kernels.use("native"), model._engine(batch))[1] is model._engine(batch)
+    change(model)
+    found, expected = outputs(model, batch)
+    equal(found, expected, 1e-12)
+    names = ("energy", "forces")
+    values = [(getattr(before, name), getattr(found, name)) for name in names]
+    values.append((before.heads["variance"], found.heads["variance"]))
+    assert any(not torch.equal(a, b) for a, b in values)
+
+
 def test_training_steps_between_evaluations_count(ethanol):
     """Fused optimisers do not count versions of what they change."""
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
@@ -160,23 +196,47 @@ def test_training_steps_between_evaluations_count(ethanol):
     equal(*outputs(model, batch), 1e-12)
 
 
-def test_a_compiled_network_that_is_wrong_is_not_used(ethanol, monkeypatch, caplog):
+@pytest.mark.parametrize("what", ["forces", "energy", "latents", "heads"])
+def test_a_compiled_network_that_is_wrong_is_not_used(what, ethanol, monkeypatch, caplog):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
     kernels.use("torch")
-    expected = model(batch).forces
+    expected = model(batch)
     kernels.use("native")
     right = engine.Engine.__call__
 
-    def wrong(self, *arguments):
-        atomic, latents, forces, by_vectors, closest = right(self, *arguments)
-        return atomic, latents, 1.01 * forces, by_vectors, closest
+    def wrong(self, batch, *, virials):
+        found = right(self, batch, virials=virials)
+        values = getattr(found, what)
+        values = [1.01 * value for value in values] if what == "heads" else 1.01 * values
+        return dataclasses.replace(found, **{what: values})
 
-    potential._trusted.clear()
+    monkeypatch.setattr(potential, "_evaluations", Trust("results"))
     monkeypatch.setattr(engine.Engine, "__call__", wrong)
     for _ in range(2):
-        torch.testing.assert_close(model(batch).forces, expected, rtol=1e-12, atol=1e-12)
+        equal(model(batch), expected, 1e-12)
     assert len(caplog.messages) == 1 and "painn in torch" in caplog.text and "off by" in caplog.text
+
+
+def test_an_unknown_element_is_named(ethanol):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    numbers = batch.numbers.clone()
+    numbers[3] = 14
+    model = build("painn", ethanol).double()
+    outputs(model, batch)
+    kernels.use("native")
+    with pytest.raises(DataError, match="not trained on Si; it knows"):
+        model(dataclasses.replace(batch, numbers=numbers))
+
+
+@pytest.mark.parametrize("kind", ["painn", "schnet"])
+def test_a_frame_has_the_same_bits_alone_and_among_others(kind, ethanol):
+    graphs = GraphSet(ethanol[:30], 4.0, dtype=torch.float32)
+    model = build(kind, ethanol)
+    together, alone = (outputs(model, graphs.batch(frames))[0] for frames in (range(30), [17]))
+    n_atoms = len(alone.forces)
+    assert torch.equal(together.forces[17 * n_atoms : 18 * n_atoms], alone.forces)
+    assert torch.equal(together.energy[17:18], alone.energy)
 
 
 def test_coincident_atoms_are_an_error(ethanol):
@@ -187,6 +247,151 @@ def test_coincident_atoms_are_an_error(ethanol):
         outputs(build("painn", ethanol).double(), batch.with_positions(positions))
 
 
-def test_gradients_are_left_to_autograd(ethanol):
+def gradients(model, batch, mode, *, order=1):
+    """Energies, forces, and the gradient of something of all outputs by the parameters and the positions."""
+    kernels.use(mode)
+    batch = batch.with_positions(batch.positions.clone().requires_grad_(True))
+    output = model(batch, create_graph=True)
+    results = [output.energy, output.forces, output.latents, *output.heads.values()]
+    inputs = [batch.positions, *(p for p in model.parameters() if p.requires_grad)]
+    generator = torch.Generator().manual_seed(0)
+    loss = sum((r * torch.randn(r.shape, generator=generator, dtype=r.dtype)).sum() for r in results)
+    for k in range(order):
+        found = torch.autograd.grad(loss, inputs, create_graph=k < order - 1, allow_unused=True, materialize_grads=True)
+        loss = sum(gradient.square().sum() for gradient in found)
+    return output.energy.detach(), output.forces.detach(), *found
+
+
+def trust_gradients(model, batch):
+    kernels.use("native")
+    compiled_network = model._engine(batch, gradient=True)
+    assert compiled_network is not None
+    potential._gradients.add(compiled_network)
+
+
+def same(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", FORCES, ids=str)
+@pytest.mark.parametrize("members", [None, 3])
+@pytest.mark.parametrize("features", [6, 40, 64])
+def test_its_gradient_is_autograds(features, members, dtype, ethanol):
+    model = build("painn", ethanol, members, features=features).to(dtype)
+    batch = GraphSet(ethanol[:3], 4.0, dtype=dtype).batch([0, 1, 2])
+    trust_gradients(model, batch)
+    tolerance = {torch.float32: 1e-3, torch.float64: 1e-11}[dtype]
+    same(gradients(model, batch, "native"), gradients(model, batch, "torch"), tolerance)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("activation", ["silu", "shifted_softplus"])
+@pytest.mark.parametrize("basis", ["bessel", "gaussian"])
+def test_the_gradient_of_every_choice_of_its_parts(basis, activation, layers, ethanol):
+    model = build("painn", ethanol, layers=layers, basis=basis, activation=activation).double()
+    batch = GraphSet(ethanol[:2], 4.0, dtype=torch.float64).batch([0, 1])
+    trust_gradients(model, batch)
+    same(gradients(model, batch, "native"), gradients(model, batch, "torch"), 1e-11)
+
+
+def test_derivatives_of_higher_order_are_left_to_autograd(ethanol):
+    model = build("painn", ethanol, 2, features=6).double()
+    batch = GraphSet(ethanol[:2], 4.0, dtype=torch.float64).batch([0, 1])
+    trust_gradients(model, batch)
+    for order in (2, 3):
+        found, expected = (gradients(model, batch, mode, order=order) for mode in ("native", "torch"))
+        same(found, expected, 1e-9)
+
+
+def test_the_gradient_of_a_small_cell_with_images(ethanol):
+    atoms = ethanol[:1].to_atoms()[0]
+    atoms.set_cell([4.5, 5.0, 3.9])
+    atoms.pbc = True
+    batch = GraphSet(type(ethanol).from_atoms([atoms], origin="crystal"), 4.0, dtype=torch.float64).batch([0])
+    assert (batch.first == batch.second).any()
+    model = build("painn", ethanol).double()
+    trust_gradients(model, batch)
+    same(gradients(model, batch, "native"), gradients(model, batch, "torch"), 1e-11)
+
+
+def test_only_what_is_wanted_is_differentiated(ethanol):
+    """Some parameters frozen, all frozen, and cotangents of some results only."""
+    model = build("painn", ethanol, 2).double()
+    batch = GraphSet(ethanol[:2], 4.0, dtype=torch.float64).batch([0, 1])
+    trust_gradients(model, batch)
+    for kept in ("embedding", "filters.weight", "mixings.1.context", "heads.energy", "nothing"):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(kept in name)
+        same(gradients(model, batch, "native"), gradients(model, batch, "torch"), 1e-11)
+    model.requires_grad_(True)
+    for name in ("energy", "forces", "latents"):
+        found = {}
+        for mode in ("native", "torch"):
+            kernels.use(mode)
+            result = getattr(model(batch, create_graph=True), name)
+            found[mode] = torch.autograd.grad(
+                result.square().sum(), [*model.parameters()], allow_unused=True, materialize_grads=True
+            )
+        same(found["native"], found["torch"], 1e-11)
+
+
+def test_threads_do_not_change_a_bit_of_the_gradient(ethanol):
+    batch = GraphSet(ethanol[:40], 4.0, dtype=torch.float32).batch(range(40))
+    before = torch.get_num_threads()
+    for members in (None, 3):
+        model, found = build("painn", ethanol, members), []
+        trust_gradients(model, batch)
+        try:
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                found.append(gradients(model, batch, "native"))
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_compiled_gradient_that_is_wrong_is_not_used(ethanol, monkeypatch, caplog):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
-    assert build("painn", ethanol).double()(batch, create_graph=True).forces.requires_grad
+    model = build("painn", ethanol).double()
+    expected, right = gradients(model, batch, "torch"), engine.Engine.gradient
+
+    def wrong(self, *arguments, **keywords):
+        by_positions, by_weights = right(self, *arguments, **keywords)
+        return by_positions, [1.1 * one for one in by_weights]
+
+    for name, what in (("_evaluations", "results"), ("_gradients", "gradients")):
+        monkeypatch.setattr(potential, name, Trust(what))
+    monkeypatch.setattr(engine.Engine, "gradient", wrong)
+    for _ in range(2):
+        same(gradients(model, batch, "native"), expected, 1e-11)
+    assert len(caplog.messages) == 1 and "gradients of the compiled network are off by" in caplog.text
+    # What it says without a gradient is right.
+    assert model._engine(batch) is not None
+
+
+def test_a_compiled_gradient_is_used_once_it_is_trusted(ethanol, monkeypatch):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    model = build("painn", ethanol).double()
+    monkeypatch.setattr(potential, "_gradients", Trust("gradients"))
+    first = gradients(model, batch, "native")
+    monkeypatch.setattr(Potential, "_differentiated", None)
+    assert all(torch.equal(a, b) for a, b in zip(first, gradients(model, batch, "native"), strict=True))
+
+
+def test_weights_that_change_before_the_gradient_are_an_error(ethanol):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    model = build("painn", ethanol).double()
+    trust_gradients(model, batch)
+    loss = model(batch, create_graph=True).forces.square().sum()
+    with torch.no_grad():
+        model.backbone.embedding.weight += 1.0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradients_of_other_networks_are_left_to_autograd(ethanol):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    model = build("schnet", ethanol).double()
+    assert model._engine(batch) is not None and model._engine(batch, gradient=True) is None
+    assert model(batch, create_graph=True).forces.requires_grad

@@ -87,6 +87,12 @@ def body(request, monkeypatch):
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def only_messages(monkeypatch):
+    """No compiled network takes the place of the functions."""
+    monkeypatch.setattr(Potential, "_engine", lambda *_, **__: None)
+
+
 @pytest.fixture(params=[2, 4, 1000])
 def chunk(request, monkeypatch):
     """Pieces smaller than a member, of several members, and everything at once."""

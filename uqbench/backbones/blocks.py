@@ -86,6 +86,10 @@ class MLP(nn.Module):
             x = self.activation(layer(x))
         return self.layers[-1](x)
 
+    def weights(self) -> list[Tensor]:
+        """Return weight and bias of each layer."""
+        return [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
+
 
 class Embedding(nn.Module):
     """One trainable vector per element, (N,) species index -> ([members,] N, features)."""

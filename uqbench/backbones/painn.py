@@ -11,7 +11,6 @@ from uqbench.annotations import Supplied
 from uqbench.backbones import blocks
 from uqbench.backbones.blocks import MLP, Embedding, FilterBasis, Geometry, Initialiser, Linear, LinearFilter
 from uqbench.kernels import Wanted, painn_message, painn_mix, painn_norm
-from uqbench.kernels.engine import Packer
 
 
 class PaiNN(nn.Module):
@@ -44,7 +43,7 @@ class PaiNN(nn.Module):
         blocks.check_sizes(features=features, layers=layers)
         act = blocks.activation(activation)
         self.features, self.cutoff = features, cutoff
-        # For the compiled engine; see `pack`.
+        # For the compiled network; see `weights`.
         self.description = {"kind": "painn", "layers": layers, "radial": radial_functions}
         self.description |= {"basis": radial_basis, "activation": activation}
         self.embedding = Embedding(n_species, features, init)
@@ -63,19 +62,13 @@ class PaiNN(nn.Module):
             q, mu = mixing(q, mu, geometry.wanted)
         return q
 
-    def pack(self, packer: Packer) -> None:
-        """Hand over all weights in the order of the compiled engine (`PainnEngine::read`)."""
-        packer.plain(self.embedding.weight, padded=True)
+    def weights(self) -> list[Tensor]:
+        """Return all weights in the order of the compiled network (`PainnWeights`)."""
+        found = [self.embedding.weight]
         for interaction, mixing in zip(self.interactions, self.mixings, strict=True):
-            packer.plain(interaction.filters())
-            packer.mlp(*interaction.context.layers, blocks=interaction.blocks)
-            packer.linear(mixing.mix.weight, blocks=2)
-            packer.transposed(mixing.mix.weight, blocks=2, padded=True)
-            # The context's input is [q, norm]: two maps that are added.
-            packer.mlp(*mixing.context.layers, blocks=2 if mixing.last else 3, inputs=self.features)
-            by_norm = mixing.context.layers[0].weight[..., self.features :, :]
-            packer.linear(by_norm)
-            packer.transposed(by_norm)
+            found += [interaction.filters.weight, interaction.filters.bias, *interaction.context.weights()]
+            found += [mixing.mix.weight, *mixing.context.weights()]
+        return found
 
 
 class Interaction(nn.Module):

@@ -10,7 +10,6 @@ from uqbench.annotations import Supplied
 from uqbench.backbones import blocks
 from uqbench.backbones.blocks import MLP, Embedding, Geometry, Initialiser, Linear
 from uqbench.kernels import schnet_message
-from uqbench.kernels.engine import Packer
 
 
 class SchNet(nn.Module):
@@ -43,7 +42,7 @@ class SchNet(nn.Module):
         blocks.check_sizes(features=features, layers=layers)
         act = blocks.activation(activation)
         self.features, self.cutoff = features, cutoff
-        # For the compiled engine; see `pack`.
+        # For the compiled network; see `weights`.
         self.description = {"kind": "schnet", "layers": layers, "radial": radial_functions}
         self.description |= {"basis": radial_basis, "activation": activation}
         self.embedding = Embedding(n_species, features, init)
@@ -61,14 +60,12 @@ class SchNet(nn.Module):
             x = x + interaction(x, basis, envelope, geometry)
         return x
 
-    def pack(self, packer: Packer) -> None:
-        """Hand over all weights in the order of the compiled engine (`SchnetEngine::read`)."""
-        packer.plain(self.embedding.weight, padded=True)
+    def weights(self) -> list[Tensor]:
+        """Return all weights in the order of the compiled network (`SchnetWeights`)."""
+        found = [self.embedding.weight]
         for interaction in self.interactions:
-            packer.mlp(*interaction.filters.layers)
-            packer.linear(interaction.to_senders.weight)
-            packer.transposed(interaction.to_senders.weight)
-            packer.mlp(*interaction.update.layers)
+            found += [*interaction.filters.weights(), interaction.to_senders.weight, *interaction.update.weights()]
+        return found
 
 
 class Interaction(nn.Module):

@@ -32,21 +32,21 @@ struct Linear {
     int64_t inner, columns;
 };
 
-constexpr int64_t ROW_PIECE = 64;  // rows of a piece of work: with one panel they stay in the fastest caches
+constexpr int64_t ROW_PIECE = 72;  // rows that are multiplied at once: with one panel they stay in the fastest caches
+
+template <typename T>
+alignas(64) constexpr T NOTHING[WIDTH<T>] = {};
 
 // out = x W + bias, or out += x W.
 template <typename T>
-void apply(const Linear<T>& w, const T* x, int64_t x_row, T* out, int64_t out_row, int64_t rows, bool add, int threads) {
-    pieces(threads, rows, ROW_PIECE, [&](int64_t r0, int64_t r1) {
+void apply(const Linear<T>& w, const T* x, int64_t x_row, T* out, int64_t out_row, int64_t rows, bool add = false) {
+    for (int64_t r0 = 0; r0 < rows; r0 += ROW_PIECE)
         for (int64_t column = 0; column < w.columns; column += WIDTH<T>) {
-            if (!add)
-                for (int64_t r = r0; r < r1; ++r)
-                    for (int k = 0; k < 2; ++k)
-                        vector(out + r * out_row + column, k) = w.bias ? vector(w.bias + column, k) : Vector<T>{};
-            product(x + r0 * x_row, x_row, 1, w.panels + column * w.inner, WIDTH<T>, out + r0 * out_row + column, out_row,
-                    r1 - r0, w.inner);
+            T* to = out + r0 * out_row + column;
+            const T* start = add ? to : w.bias ? w.bias + column : NOTHING<T>;
+            product(x + r0 * x_row, x_row, 1, w.panels + column * w.inner, WIDTH<T>, start, add ? out_row : 0, to, out_row,
+                    std::min(ROW_PIECE, rows - r0), w.inner);
         }
-    });
 }
 
 template <typename T>
@@ -90,42 +90,44 @@ Vector<T> exponential(Vector<T> x) {
 
 enum class Activation : int64_t { silu = 0, shifted_softplus = 1 };
 
-// ln(1 + e^x) = max(x, 0) + 2 artanh(y / (2 + y)) with y = e^-|x| <= 1, by the series of artanh.
+// ln(1 + y) = 2 artanh(y / (2 + y)) for 0 <= y <= 1, by the series of artanh.
+template <typename T>
+Vector<T> logarithm(Vector<T> y) {
+    constexpr int terms = sizeof(T) == 4 ? 8 : 17;
+    const Vector<T> z = y / (T(2) + y), square = z * z;
+    Vector<T> sum = Vector<T>{} + T(1) / (2 * terms - 1);
+    for (int k = terms - 2; k >= 0; --k) sum = sum * square + T(1) / (2 * k + 1);
+    return T(2) * z * sum;
+}
+
+// ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|).
 template <typename T>
 Vector<T> softplus(Vector<T> x) {
-    constexpr int terms = sizeof(T) == 4 ? 8 : 17;
-    const Vector<T> zero = {}, y = exponential<T>(x < zero ? x : -x), z = y / (T(2) + y), square = z * z;
-    Vector<T> sum = zero + T(1) / (2 * terms - 1);
-    for (int k = terms - 2; k >= 0; --k) sum = sum * square + T(1) / (2 * k + 1);
-    return (x > zero ? x : (x == x ? zero : x)) + T(2) * z * sum;
+    const Vector<T> zero = {}, y = exponential<T>(x < zero ? x : -x);
+    return (x > zero ? x : (x == x ? zero : x)) + logarithm<T>(y);
 }
 
-// a = act(h), over padded rows.
+// a = act(h), and h becomes act'(h); over padded rows.
 template <typename T>
-void activate(Activation act, const T* h, T* a, int64_t count, int threads) {
-    pieces(threads, count, 4096, [&](int64_t start, int64_t stop) {
-        for (int64_t k = start; k < stop; k += Simd<T>::lanes) {
-            const Vector<T> x = vector(h + k, 0);
-            if (act == Activation::silu)
-                vector(a + k, 0) = x / (T(1) + exponential<T>(-x));
-            else
-                vector(a + k, 0) = softplus<T>(x) - static_cast<T>(0.6931471805599453);
+void activate(Activation act, T* h, T* a, int64_t count) {
+    for (int64_t k = 0; k < count; k += Simd<T>::lanes) {
+        const Vector<T> x = vector(h + k, 0), zero = {};
+        if (act == Activation::silu) {
+            const Vector<T> sigmoid = T(1) / (T(1) + exponential<T>(-x)), value = x * sigmoid;
+            vector(a + k, 0) = value;
+            vector(h + k, 0) = sigmoid + value * (T(1) - sigmoid);
+        } else {
+            const Vector<T> y = exponential<T>(x < zero ? x : -x), over = T(1) / (T(1) + y);
+            vector(a + k, 0) = (x > zero ? x : (x == x ? zero : x)) + (logarithm<T>(y) - static_cast<T>(0.6931471805599453));
+            vector(h + k, 0) = x < zero ? y * over : over;
         }
-    });
+    }
 }
 
-// by *= act'(h).
+// by *= slope.
 template <typename T>
-void chain(Activation act, const T* h, T* by, int64_t count, int threads) {
-    pieces(threads, count, 4096, [&](int64_t start, int64_t stop) {
-        for (int64_t k = start; k < stop; k += Simd<T>::lanes) {
-            const Vector<T> x = vector(h + k, 0), sigmoid = T(1) / (T(1) + exponential<T>(-x));
-            if (act == Activation::silu)
-                vector(by + k, 0) *= sigmoid * (T(1) + x * (T(1) - sigmoid));
-            else
-                vector(by + k, 0) *= sigmoid;
-        }
-    });
+void chain(const T* slope, T* by, int64_t count) {
+    for (int64_t k = 0; k < count; k += Simd<T>::lanes) vector(by + k, 0) *= vector(slope + k, 0);
 }
 
 // Two linear maps with the activation between them, and their transposes without bias.
@@ -141,28 +143,44 @@ template <typename T>
 struct Pairs {
     T *distance, *u;          // (P,), (P, 3)
     T *basis, *slope;         // (P, row)
+    T* curvature;             // (P, row), second derivatives; or null
     T *envelope, *fall;       // (P,): cutoff function and its derivative
     int64_t row;
 };
 
-// One radial function after another of distance r, as `put(k, value, derivative)`.
-template <typename Put>
-void radial(Basis kind, int64_t size, double cutoff, double r, Put put) {
+// The radial functions of distance r, and their first and second derivatives by it, for K = size.
+inline void radial(Basis kind, int64_t size, double cutoff, double r, double sine, double cosine, double* value,
+                   double* slope, double* curvature) {
+    using V = Vector<double>;
     if (kind == Basis::gaussian) {
         const double width = cutoff / (size - 1), exponent = -0.5 / (width * width);
-        for (int64_t k = 0; k < size; ++k) {
-            const double x = r - k * width, value = std::exp(exponent * x * x);
-            put(k, value, 2 * exponent * x * value);
+        for (int64_t start = 0; start < size; start += Simd<double>::lanes) {
+            V x;
+            for (int lane = 0; lane < Simd<double>::lanes; ++lane) x[lane] = r - (start + lane) * width;
+            const V e = exponential<double>(exponent * x * x), by = 2 * exponent * x;
+            vector(value + start, 0) = e;
+            vector(slope + start, 0) = by * e;
+            vector(curvature + start, 0) = (2 * exponent + by * by) * e;
         }
         return;
     }
-    const double w = M_PI / cutoff, s1 = std::sin(w * r), c1 = std::cos(w * r);
-    double s = s1, c = c1;
+    const double w = M_PI / cutoff, over = 1 / r;
+    double s = sine, c = cosine;
     for (int64_t k = 0; k < size; ++k) {
-        put(k, s / r, (k + 1) * w * c / r - s / (r * r));
-        const double next = s * c1 + c * s1;
-        c = c * c1 - s * s1, s = next;
+        const double kw = (k + 1) * w;
+        value[k] = s * over;
+        slope[k] = (kw * c - value[k]) * over;
+        curvature[k] = -kw * kw * value[k] - 2 * slope[k] * over;
+        const double next = s * cosine + c * sine;
+        c = c * cosine - s * sine, s = next;
     }
+}
+
+// Zero for what is so small that no sum depends on it: processors are slow with numbers below the normal ones, as which
+// Gaussians far from their centres would come.
+template <typename T>
+T normal(double value) {
+    return std::abs(value) < std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon() ? 0 : value;
 }
 
 // Fills `pairs`. enveloped: radial functions times the cutoff function, followed by that itself.
@@ -170,22 +188,33 @@ template <typename T>
 void geometry(const T* positions, const T* shifts, const int64_t* first, const int64_t* second, int64_t count, Basis kind,
               int64_t size, double cutoff, bool enveloped, const Pairs<T>& pairs, int threads) {
     pieces(threads, count, 256, [&](int64_t start, int64_t stop) {
+        Scratch<double> scratch;
+        const int64_t room = size + Simd<double>::lanes;
+        double *value = scratch.take(room), *slope = scratch.take(room), *curvature = scratch.take(room);
         for (int64_t p = start; p < stop; ++p) {
             double r[3], square = 0;
             for (int x = 0; x < 3; ++x) {
                 r[x] = double(positions[3 * second[p] + x] - positions[3 * first[p] + x] + shifts[3 * p + x]);
                 square += r[x] * r[x];
             }
-            const double d = std::sqrt(square), w = M_PI / cutoff;
-            const double f = d < cutoff ? 0.5 * (std::cos(w * d) + 1) : 0, fall = d < cutoff ? -0.5 * w * std::sin(w * d) : 0;
+            const double d = std::sqrt(square), w = M_PI / cutoff, sine = std::sin(w * d), cosine = std::cos(w * d);
+            const double f = d < cutoff ? 0.5 * (cosine + 1) : 0, fall = d < cutoff ? -0.5 * w * sine : 0;
             pairs.distance[p] = d, pairs.envelope[p] = f, pairs.fall[p] = fall;
             for (int x = 0; x < 3; ++x) pairs.u[3 * p + x] = r[x] / d;
-            T *basis = pairs.basis + p * pairs.row, *slope = pairs.slope + p * pairs.row;
-            radial(kind, size, cutoff, d, [&](int64_t k, double value, double derivative) {
-                basis[k] = enveloped ? value * f : value;
-                slope[k] = enveloped ? derivative * f + value * fall : derivative;
-            });
-            if (enveloped) basis[size] = f, slope[size] = fall;
+            radial(kind, size, cutoff, d, sine, cosine, value, slope, curvature);
+            T *to = pairs.basis + p * pairs.row, *to_slope = pairs.slope + p * pairs.row;
+            for (int64_t k = 0; k < size; ++k) {
+                to[k] = normal<T>(enveloped ? value[k] * f : value[k]);
+                to_slope[k] = normal<T>(enveloped ? slope[k] * f + value[k] * fall : slope[k]);
+            }
+            if (enveloped) to[size] = f, to_slope[size] = fall;
+            if (!pairs.curvature) continue;
+            T* to_curvature = pairs.curvature + p * pairs.row;
+            const double bend = d < cutoff ? -0.5 * w * w * cosine : 0;
+            for (int64_t k = 0; k < size; ++k)
+                to_curvature[k] = normal<T>(
+                    enveloped ? curvature[k] * f + 2 * slope[k] * fall + value[k] * bend : curvature[k]);
+            if (enveloped) to_curvature[size] = bend;
         }
     });
 }

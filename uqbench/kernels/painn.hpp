@@ -237,7 +237,7 @@ class Painn {
         const int k = static_cast<int>(a_.radial);
         if (!add) std::memset(w, 0, 3 * TILE * WIDTH<T> * sizeof(T));
         for (int kind = 0; kind < kinds_; ++kind)
-            product(b + (place_.member * a_.pairs + p0) * k, k, 1, c + kind * k * WIDTH<T>, WIDTH<T>,
+            add_product(b + (place_.member * a_.pairs + p0) * k, k, 1, c + kind * k * WIDTH<T>, WIDTH<T>,
                     w + kind * TILE * WIDTH<T>, WIDTH<T>, n, k);
     }
 
@@ -284,9 +284,9 @@ class Painn {
             for (int column = 0; column < stride; column += WIDTH<T>)
                 for (int kind = 0; kind < kinds_; ++kind) {
                     const int w = kind * TILE * WIDTH<T>, c = kind * WIDTH<T> * stride + column;
-                    product(by.w + w, WIDTH<T>, 1, by.c_t + c, stride, by.by_b + column, stride, n, WIDTH<T>);
+                    add_product(by.w + w, WIDTH<T>, 1, by.c_t + c, stride, by.by_b + column, stride, n, WIDTH<T>);
                     if (by.c2_t)
-                        product(by.w2 + w, WIDTH<T>, 1, by.c2_t + c, stride, by.by_b + column, stride, n, WIDTH<T>);
+                        add_product(by.w2 + w, WIDTH<T>, 1, by.c2_t + c, stride, by.by_b + column, stride, n, WIDTH<T>);
                 }
             for (int t = 0; t < n; ++t) std::memcpy(a_.by_b + (place + t) * k, by.by_b + t * stride, k * sizeof(T));
         }
@@ -294,8 +294,8 @@ class Painn {
             for (int kind = 0; kind < kinds_; ++kind) {
                 const int w = kind * TILE * WIDTH<T>;
                 T* out = by.by_c + kind * k * WIDTH<T>;
-                product(a_.b + here * k, 1, k, by.w + w, WIDTH<T>, out, WIDTH<T>, k, n);
-                if (by.w2 && a_.b2) product(a_.b2 + here * k, 1, k, by.w2 + w, WIDTH<T>, out, WIDTH<T>, k, n);
+                add_product(a_.b + here * k, 1, k, by.w + w, WIDTH<T>, out, WIDTH<T>, k, n);
+                if (by.w2 && a_.b2) add_product(a_.b2 + here * k, 1, k, by.w2 + w, WIDTH<T>, out, WIDTH<T>, k, n);
             }
     }
 

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <vector>
 
 namespace {
@@ -21,6 +22,11 @@ struct Simd {
 
 template <typename T>
 using Vector = typename Simd<T>::Vector;
+
+template <typename T, int L>
+struct Part {
+    typedef T Vector __attribute__((vector_size(L * sizeof(T))));
+};
 
 template <typename T>
 constexpr int WIDTH = Simd<T>::width;
@@ -49,62 +55,85 @@ const Vector<T>& vector(const T* aligned, int64_t part) {
     return reinterpret_cast<const Vector<T>*>(aligned)[part];
 }
 
-template <typename T>
-T total(Vector<T> value) {
-    T sums[Simd<T>::lanes];
-    std::memcpy(sums, &value, sizeof value);
-    for (int half = Simd<T>::lanes / 2; half > 0; half /= 2)
-        for (int k = 0; k < half; ++k) sums[k] += sums[k + half];
-    return sums[0];
+// The sum of all lanes: of both halves, of theirs, and so on.
+template <typename T, int L = Simd<T>::lanes>
+T total(typename Part<T, L>::Vector value) {
+    if constexpr (L == 1) {
+        return value[0];
+    } else {
+        typename Part<T, L / 2>::Vector halves[2];
+        std::memcpy(halves, &value, sizeof value);
+        return total<T, L / 2>(halves[0] + halves[1]);
+    }
 }
 
-// out[r, :] += sum over c of a[r, c] b[c, :], for WIDTH columns.
+// out[r, :] = start[r, :] + sum over c of a[r, c] b[c, :], for WIDTH columns.
 template <typename T, int R>
-void product_rows(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, T* out, int64_t out_row,
-                  int64_t inner) {
+void product_rows(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, const T* start,
+                  int64_t start_row, T* out, int64_t out_row, int64_t inner) {
+    // Unrolled by order: where a compiler does it late, the sums pass through memory.
     Vector<T> sums[R][2];
-    for (int r = 0; r < R; ++r)
-        for (int k = 0; k < 2; ++k) sums[r][k] = vector(out + r * out_row, k);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        sums[r][0] = vector(start + r * start_row, 0);
+        sums[r][1] = vector(start + r * start_row, 1);
+    }
     for (int64_t c = 0; c < inner; ++c) {
         const Vector<T> b0 = vector(b + c * b_row, 0), b1 = vector(b + c * b_row, 1);
+#pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             const T factor = a[r * a_row + c * a_column];
             sums[r][0] += factor * b0;
             sums[r][1] += factor * b1;
         }
     }
-    for (int r = 0; r < R; ++r)
-        for (int k = 0; k < 2; ++k) vector(out + r * out_row, k) = sums[r][k];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        vector(out + r * out_row, 0) = sums[r][0];
+        vector(out + r * out_row, 1) = sums[r][1];
+    }
 }
 
 template <typename T, int R = ROWS>
-void product_few(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, T* out, int64_t out_row,
-                 int64_t rows, int64_t inner) {
+void product_few(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, const T* start,
+                 int64_t start_row, T* out, int64_t out_row, int64_t rows, int64_t inner) {
     if (rows == R)
-        product_rows<T, R>(a, a_row, a_column, b, b_row, out, out_row, inner);
+        product_rows<T, R>(a, a_row, a_column, b, b_row, start, start_row, out, out_row, inner);
     else if constexpr (R > 1)
-        product_few<T, R - 1>(a, a_row, a_column, b, b_row, out, out_row, rows, inner);
+        product_few<T, R - 1>(a, a_row, a_column, b, b_row, start, start_row, out, out_row, rows, inner);
 }
 
 // The same for any number of rows, in turns that are as equal as possible: each one reads all of b.
 template <typename T>
-void product(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, T* out, int64_t out_row,
-             int64_t rows, int64_t inner) {
+void product(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, const T* start, int64_t start_row,
+             T* out, int64_t out_row, int64_t rows, int64_t inner) {
     for (int64_t turns = (rows + ROWS - 1) / ROWS, r = 0; turns > 0; --turns) {
         const int64_t now = (rows - r + turns - 1) / turns;
-        product_few<T>(a + r * a_row, a_row, a_column, b, b_row, out + r * out_row, out_row, now, inner);
+        product_few<T>(a + r * a_row, a_row, a_column, b, b_row, start + r * start_row, start_row, out + r * out_row,
+                       out_row, now, inner);
         r += now;
     }
 }
 
-// Memory for as long as this lives, aligned for vectors.
+// The same with what is there already as the start.
+template <typename T>
+void add_product(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, T* out, int64_t out_row,
+                 int64_t rows, int64_t inner) {
+    product(a, a_row, a_column, b, b_row, static_cast<const T*>(out), out_row, out, out_row, rows, inner);
+}
+
+// Memory for as long as this lives, aligned for vectors. Small pieces share a block: asking for memory takes longer than
+// what is done with little of it.
 template <typename T>
 class Scratch {
   public:
     T* take(size_t count) {
-        const size_t bytes = (count * sizeof(T) / 64 + 1) * 64;
-        blocks_.emplace_back(static_cast<T*>(std::aligned_alloc(64, bytes)));
-        return blocks_.back().get();
+        const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+        if (bytes > BLOCK / 4) return reinterpret_cast<T*>(block(bytes));
+        if (bytes > left_) next_ = block(left_ = BLOCK);
+        char* taken = next_;
+        next_ += bytes, left_ -= bytes;
+        return reinterpret_cast<T*>(taken);
     }
 
     T* zeros(size_t count) {
@@ -114,10 +143,20 @@ class Scratch {
     }
 
   private:
+    static constexpr size_t BLOCK = 1 << 16;
     struct Free {
-        void operator()(T* block) const { std::free(block); }
+        void operator()(char* block) const { std::free(block); }
     };
-    std::vector<std::unique_ptr<T, Free>> blocks_;
+
+    char* block(size_t bytes) {
+        blocks_.emplace_back(static_cast<char*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
+        if (!blocks_.back()) throw std::bad_alloc();
+        return blocks_.back().get();
+    }
+
+    std::vector<std::unique_ptr<char, Free>> blocks_;
+    char* next_ = nullptr;
+    size_t left_ = 0;
 };
 
 // The channels of one item, of some blocks of features of all atoms, next to each other: rows of one atom in features
