@@ -100,7 +100,7 @@ def split_frames(structures: Structures, sizes: Mapping[str, Size], block: int, 
     """
     if not isinstance(block, int) or block < 1:
         raise DataError(f"dataset.block must be a whole number of frames from 1 on, it is {block}")
-    counts = {name: _count(name, sizes[name], len(structures)) for name in SPLITS}
+    counts = {name: frame_count(name, sizes[name], len(structures)) for name in SPLITS}
     if sum(count is None for count in counts.values()) > 1:
         raise DataError("only one of the split sizes can be null (all frames that are left)")
     rng = numpy_generator(seed, "split")
@@ -124,7 +124,8 @@ def split_frames(structures: Structures, sizes: Mapping[str, Size], block: int, 
     return {name: splits[name] for name in SPLITS}
 
 
-def _count(name: str, size: Size, n_frames: int) -> int | None:
+def frame_count(name: str, size: Size, n_frames: int) -> int | None:
+    """Return the frames of split `name` that a size means, None for all that is left; raises DataError for others."""
     if size is None:
         return None
     if isinstance(size, float) and 0 < size < 1:
