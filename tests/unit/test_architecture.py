@@ -18,7 +18,18 @@ MAX_LINES = 350
 
 # From the bottom up; a module may import from its own layer and those before it.
 LAYERS = [
-    {"errors", "seeding", "annotations", "files", "lock", "provenance", "geometry", "interruption", "slurm"},
+    {
+        "errors",
+        "seeding",
+        "annotations",
+        "files",
+        "lock",
+        "lammps_library",
+        "provenance",
+        "geometry",
+        "interruption",
+        "slurm",
+    },
     {"metrics", "rundir", "config", "structures"},
     {"datasets"},
     {"graph", "verlet"},
