@@ -58,7 +58,7 @@ def test_distributions_are_those_of_ase(pair):
         frames.append(cristobalite().repeat(2))
         frames[-1].rattle(0.2, seed=seed)
         frames[-1].set_cell(frames[-1].cell[:] * (1 + 0.02 * seed), scale_atoms=True)  # each has its own volume
-    found = structure.radial_distribution(packed(*frames), *pair, cutoff=7.0, bins=70)
+    found = structure.radial_distributions(packed(*frames), [pair], cutoff=7.0, bins=70)[pair]
     theirs = [get_rdf(atoms, 7.0, 70, elements=list(pair)) for atoms in frames]
     np.testing.assert_allclose(found.r, theirs[0][1])
     np.testing.assert_allclose(found.g, np.mean([g for g, _ in theirs], axis=0), atol=1e-9)
@@ -69,7 +69,7 @@ def test_an_ideal_gas_has_no_structure():
     frames = [Atoms("Si100O200", rng.uniform(0, 12, (300, 3)), cell=[12, 12, 12], pbc=True) for _ in range(30)]
     gas = unchecked(frames)
     for pair in ((SI, O), (O, O)):
-        found = structure.radial_distribution(gas, *pair, cutoff=5.0, bins=10)
+        found = structure.radial_distributions(gas, [pair], cutoff=5.0, bins=10)[pair]
         np.testing.assert_allclose(found.g[3:], 1, atol=0.05)
     counts = structure.coordination(gas, SI, O, 5.0)
     assert counts.mean() == pytest.approx(200 / 12**3 * 4 / 3 * np.pi * 5**3, rel=0.02) and len(counts) == 3000
@@ -95,12 +95,22 @@ def test_elements_may_be_missing_and_frames_differ():
     frames = packed(quartz(), bulk("Si", "diamond", 5.43))
     assert len(structure.densities(frames)) == 2 and structure.densities(frames)[1] == pytest.approx(2.33, abs=0.01)
     assert structure.coordination(frames, SI, SI, 2.5).tolist() == [0, 0, 0, 4, 4]
-    assert structure.radial_distribution(frames, SI, 79, cutoff=5.0, bins=5).g.tolist() == [0] * 5
+    assert structure.radial_distributions(frames, [(SI, 79)], cutoff=5.0, bins=5)[SI, 79].g.tolist() == [0] * 5
     # Frames without the elements do not dilute the others.
-    alone = structure.radial_distribution(packed(quartz()), SI, O, cutoff=5.0, bins=50)
-    np.testing.assert_array_equal(structure.radial_distribution(frames, SI, O, cutoff=5.0, bins=50).g, alone.g)
+    alone = structure.radial_distributions(packed(quartz()), [(SI, O)], cutoff=5.0, bins=50)[SI, O]
+    np.testing.assert_array_equal(
+        structure.radial_distributions(frames, [(SI, O)], cutoff=5.0, bins=50)[SI, O].g, alone.g
+    )
 
 
 def test_molecules_have_no_density():
     with pytest.raises(DataError, match="need frames periodic in all directions"):
         structure.describe(packed(molecule("H2O")), reach=5.0, bins=10)
+
+
+def test_distributions_count_the_images_of_an_atom():
+    """The copper atom alone in its cell has the shells of its crystal: neighbours follow from g as from the list."""
+    copper = packed(bulk("Cu", "fcc", 3.6))
+    found = structure.radial_distributions(copper, [(29, 29)], cutoff=4.5, bins=90)[29, 29]
+    shells = 4 / 3 * np.pi * np.diff(np.linspace(0, 4.5, 91) ** 3)
+    assert np.sum(found.g * shells) / (3.6**3 / 4) == pytest.approx(42)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from uqbench.structures import Splits, Structures
 
 # Frames of each split, spread over it, whose structure is analysed; and how far, in Å, and how finely.
-ANALYSED, REACH, BINS = 50, 8.0, 160
+ANALYSED, REACH, BINS = 50, 7.0, 140
 
 
 class Skeleton(CommonSkeleton):

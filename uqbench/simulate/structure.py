@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from ase import units
@@ -46,24 +46,31 @@ class RadialDistribution:
         return float(self.r[lowest].mean())
 
 
-def radial_distribution(
-    structures: Structures, centre: int, neighbour: int, *, cutoff: float, bins: int
-) -> RadialDistribution:
-    """Return g(r) of element `neighbour` around element `centre` (atomic numbers) in shells up to `cutoff` Å.
+def radial_distributions(
+    structures: Structures, pairs: Sequence[tuple[int, int]], *, cutoff: float, bins: int
+) -> dict[tuple[int, int], RadialDistribution]:
+    """Return g(r) of each pair (centre, neighbour) of elements, as atomic numbers, in shells up to `cutoff` Å.
 
     g = V / (N_c N_n) · pairs in the shell / volume of the shell, of each frame, all images counted; 1 for an ideal
-    gas. Allen and Tildesley, Computer Simulation of Liquids, section 2.6. Raises DataError as `lengths` does.
+    gas. Frames without the elements do not count. Allen and Tildesley, Computer Simulation of Liquids, section 2.6.
+    Raises DataError where a frame is not periodic in all directions.
     """
     edges = np.linspace(0, cutoff, bins + 1)
     shells = 4 / 3 * np.pi * np.diff(edges**3)
-    total, frames = np.zeros(bins), 0
-    for frame, _, found in _lengths(structures, centre, neighbour, cutoff):
-        numbers = frame.numbers
-        expected = np.sum(numbers == centre) * np.sum(numbers == neighbour) / _volumes(frame)[0] * shells
-        if expected.any():
-            total += np.histogram(found, edges)[0] / expected
-            frames += 1
-    return RadialDistribution((edges[1:] + edges[:-1]) / 2, total / max(frames, 1))
+    totals, frames = {pair: np.zeros(bins) for pair in pairs}, dict.fromkeys(pairs, 0)
+    for frame, first, second, distance in _neighbours(structures, cutoff):
+        volume = _volumes(frame)[0]
+        for centre, neighbour in pairs:
+            expected = np.sum(frame.numbers == centre) * np.sum(frame.numbers == neighbour) / volume * shells
+            if not expected.any():
+                continue
+            # Each pair of atoms is listed once, and either may be the centre.
+            ways = [(first == centre) & (second == neighbour), (second == centre) & (first == neighbour)]
+            counts = sum(np.histogram(distance[way], edges)[0] for way in ways)
+            totals[centre, neighbour] += counts / expected
+            frames[centre, neighbour] += 1
+    middles = (edges[1:] + edges[:-1]) / 2
+    return {pair: RadialDistribution(middles, total / max(frames[pair], 1)) for pair, total in totals.items()}
 
 
 def coordination(structures: Structures, centre: int, neighbour: int, cutoff: float) -> NDArray[np.int64]:
@@ -71,11 +78,13 @@ def coordination(structures: Structures, centre: int, neighbour: int, cutoff: fl
 
     Raises DataError where a frame is not periodic in all directions.
     """
-    counts = [
-        np.bincount(centres, minlength=len(frame.numbers))[frame.numbers == centre]
-        for frame, centres, _ in _lengths(structures, centre, neighbour, cutoff)
-    ]
-    return np.concatenate([np.zeros(0, np.int64), *counts])
+    counts = [np.zeros(0, np.int64)]
+    finder = NeighborList(cutoff=cutoff, full_list=True)
+    for frame in _periodic(structures):
+        first, second = finder.compute(frame.positions, frame.cells[0], frame.pbc[0], quantities="ij")
+        centres = first.astype(np.int64)[frame.numbers[second.astype(np.int64)] == neighbour]
+        counts.append(np.bincount(centres, minlength=len(frame.numbers))[frame.numbers == centre])
+    return np.concatenate(counts)
 
 
 def densities(structures: Structures) -> NDArray[np.float64]:
@@ -91,18 +100,21 @@ def element_pairs(structures: Structures) -> list[tuple[int, int]]:
     return sorted(pairs, key=lambda pair: (pair[0] == pair[1], -pair[0]))
 
 
-def _lengths(
-    structures: Structures, centre: int, neighbour: int, cutoff: float
-) -> Iterator[tuple[Structures, NDArray[np.int64], NDArray[np.float64]]]:
-    """Yield each frame with the central atom (P,) and the length (P,) of every pair nearer than `cutoff` Å."""
-    _require_periodic(structures)
-    finder = NeighborList(cutoff=cutoff, full_list=True)
-    for index in range(len(structures)):
-        frame = structures[[index]]
+def _neighbours(
+    structures: Structures, cutoff: float
+) -> Iterator[tuple[Structures, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield each frame with the elements (P,) and (P,) and the length (P,) of its pairs of atoms within `cutoff` Å."""
+    finder = NeighborList(cutoff=cutoff, full_list=False)
+    for frame in _periodic(structures):
         first, second, distance = finder.compute(frame.positions, frame.cells[0], frame.pbc[0], quantities="ijd")
-        first = first.astype(np.int64)
-        chosen = (frame.numbers[first] == centre) & (frame.numbers[second.astype(np.int64)] == neighbour)
-        yield frame, first[chosen], distance[chosen]
+        yield frame, frame.numbers[first.astype(np.int64)], frame.numbers[second.astype(np.int64)], distance
+
+
+def _periodic(structures: Structures) -> Iterator[Structures]:
+    """Yield the frames one by one."""
+    _require_periodic(structures)
+    for index in range(len(structures)):
+        yield structures[[index]]
 
 
 def _volumes(structures: Structures) -> NDArray[np.float64]:
@@ -140,9 +152,7 @@ def describe(
 
     Raises DataError where a frame is not periodic in all directions.
     """
-    distributions = {
-        pair: radial_distribution(structures, *pair, cutoff=reach, bins=bins) for pair in element_pairs(structures)
-    }
+    distributions = radial_distributions(structures, element_pairs(structures), cutoff=reach, bins=bins)
     if bond is None:
         bond = min(distributions, key=lambda pair: _onset(distributions[pair]))
     cutoff = distributions[bond].first_minimum if cutoff is None else cutoff
