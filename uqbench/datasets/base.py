@@ -5,10 +5,12 @@ from __future__ import annotations
 import abc
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from ase import Atoms
 
 from uqbench.config import did_you_mean
 from uqbench.errors import DataError
@@ -44,6 +46,16 @@ class Dataset(abc.ABC):
         The same arguments give the same split. A split of size 0 is an empty array. Raises DataError when the sizes
         do not fit.
         """
+
+
+class Labeller(Protocol):
+    """What a data set that makes its frames asks for labels: an oracle of uqbench.oracles."""
+
+    def label(self, frames: Sequence[Atoms]) -> Any:
+        """Return `oracles.base.Labels` of frames."""
+
+    def close(self) -> None:
+        """Let go of processes."""
 
 
 def find_file(path: str, data_root: str | None) -> Path:
