@@ -135,3 +135,15 @@ def test_zeolites_with_one_held_out():
     test, train = (np.intersect1d(splits[name], sod) for name in ("test", "train"))
     anywhere = _distance(structures, test, np.setdiff1d(sod, test))
     assert np.mean(anywhere < 0.1) > 0.3 and _distance(structures, test, train).min() >= 0.2
+
+
+def test_a_periodic_nff_file_as_silica():
+    """The reader and the split of `silica` on a real file of its format, which is of another oxide."""
+    needs = "SrIrO3_bulk_55_nff_all_dataset.pth.tar"
+    source = dataset("silica", needs, path=needs, block=1)
+    structures = source.load()
+    assert structures.sha256() == dataset("nff", needs, path=needs).load().sha256()
+    splits = source.split(structures)
+    check_splits(splits, len(structures))
+    largest = [np.abs(structures[splits[name]].forces).max() for name in ("train", "out_of_domain")]
+    assert largest[1] >= 2 * largest[0]

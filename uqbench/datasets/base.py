@@ -20,6 +20,7 @@ from uqbench.structures import Splits, Structures, check_splits
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+OUT_OF_DOMAIN = "out_of_domain"  # what some sources have as well: frames unlike any that is trained on
 
 Size = int | float | None
 
@@ -147,19 +148,19 @@ def frame_count(name: str, size: Size, n_frames: int) -> int | None:
     raise DataError(f"dataset.n_{name} must be a number of frames, a fraction between 0 and 1, or null; it is {size!r}")
 
 
-def read_split_file(path: Path, n_frames: int) -> Splits:
+def read_split_file(path: Path, n_frames: int, names: Sequence[str] = SPLITS) -> Splits:
     """Read a split from JSON, {"train": [...], "validation": [...], "test": [...]}, 0-based frame indices.
 
-    Splits that the file leaves out are empty. Raises DataError for other content, frames out of range, or splits
-    that share a frame.
+    `names` are those of all splits; splits that the file leaves out are empty. Raises DataError for other content,
+    frames out of range, or splits that share a frame.
     """
     try:
         content = json.loads(path.read_text())
-        splits = {name: np.asarray(content.get(name, []), dtype=np.int64) for name in SPLITS}
+        splits = {name: np.asarray(content.get(name, []), dtype=np.int64) for name in names}
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: not a JSON object of lists of frame indices ({error})") from None
-    if set(content) - set(SPLITS) or any(indices.ndim != 1 for indices in splits.values()):
-        raise DataError(f"{path}: expected the lists {', '.join(SPLITS)}, found {', '.join(map(str, content))}")
+    if set(content) - set(names) or any(indices.ndim != 1 for indices in splits.values()):
+        raise DataError(f"{path}: expected the lists {', '.join(names)}, found {', '.join(map(str, content))}")
     try:
         check_splits({name: indices for name, indices in splits.items() if len(indices)}, n_frames)
     except DataError as error:

@@ -12,7 +12,7 @@ from ase import Atoms
 
 from uqbench import provenance
 from uqbench.datasets.arrays import read_npz
-from uqbench.datasets.base import SPLITS, Dataset, Labeller, Size, frame_count
+from uqbench.datasets.base import OUT_OF_DOMAIN, SPLITS, Dataset, Labeller, Size, frame_count
 from uqbench.datasets.download import cache_folder
 from uqbench.datasets.glass import Recipe
 from uqbench.datasets.melts import glasses
@@ -23,7 +23,6 @@ from uqbench.structures import Splits, Structures
 
 log = logging.getLogger(__name__)
 
-OUT_OF_DOMAIN = "out_of_domain"
 FEWEST = 3  # glasses: one each to train, validate and test on
 STRAINS = ("xx", "yy", "zz", "yz", "xz", "xy")
 

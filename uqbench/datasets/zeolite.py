@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqbench.datasets.arrays import numeric, read_npz, species_to_numbers
-from uqbench.datasets.base import SPLITS, Dataset, Size, frame_count, require_root
+from uqbench.datasets.base import OUT_OF_DOMAIN, SPLITS, Dataset, Size, frame_count, require_root
 from uqbench.datasets.download import cache_folder, fetch
 from uqbench.errors import DataError
 from uqbench.seeding import numpy_generator
 from uqbench.structures import Splits, Structures
 
-OUT_OF_DOMAIN = "out_of_domain"
 SOURCE = "https://github.com/tysours/Si-ZEO22"
 ARRAYS = ("positions", "energies", "forces", "cells", "symbols")
 # Of the files in SOURCE at the revision that the YAML names; other frameworks are taken from data_root alone.
