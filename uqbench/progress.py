@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from uqbench.checkpoints import TrainingState
 
 LINE_SECONDS = 15.0
 
@@ -58,10 +54,10 @@ class Progress(Display):
     def __init__(self, epochs: int, *, shown: bool) -> None:
         super().__init__(epochs, unit="epoch", name="train", shown=shown)
 
-    def show(self, row: dict[str, float], state: TrainingState) -> None:
-        """Show the row that the last epoch added to the history."""
+    def show(self, row: dict[str, float], *, epoch: int, seconds: float, stopped: bool) -> None:
+        """Show the row that the last epoch added to the history; `stopped` when there will be no other."""
         text = (
             f"validation force MAE {row['validation_force_mae']:.3f} kcal/mol/Å, energy MAE "
             f"{row['validation_energy_mae']:.3f} kcal/mol, lr {row['lr']:.1e}"
         )
-        self.update(state.epoch, state.seconds, text, last=state.stopped)
+        self.update(epoch, seconds, text, last=stopped)

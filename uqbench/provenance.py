@@ -39,6 +39,11 @@ def version(package: str) -> str | None:
         return None
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def git_state() -> dict | None:
     """Commit of the checkout that this package is imported from and whether files differ from it; None elsewhere."""
     checkout = Path(__file__).parents[1]

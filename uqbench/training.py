@@ -205,7 +205,7 @@ def _train(
         overtime = settings.max_seconds is not None and state.seconds >= settings.max_seconds
         state.stopped = schedule.exhausted or fabric.broadcast(overtime)
         checkpoints.save(state, final=state.stopped or state.epoch == settings.epochs)
-        progress.show(row, state)
+        progress.show(row, epoch=state.epoch, seconds=state.seconds, stopped=state.stopped)
     progress.close()
 
 

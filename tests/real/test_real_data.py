@@ -9,7 +9,9 @@ from ase import units
 from omegaconf import OmegaConf
 
 from uqbench import config
+from uqbench.datasets.zeolite import _distance
 from uqbench.errors import DataError
+from uqbench.potential import Normalisation
 from uqbench.structures import check_splits, duplicates_across
 
 ROOT = os.environ.get("UQBENCH_DATA")
@@ -112,3 +114,36 @@ def test_half_a_real_file_is_refused(tmp_path):
     (tmp_path / "half.npz").write_bytes(needs.read_bytes()[: needs.stat().st_size // 2])
     with pytest.raises(DataError, match="half.npz cannot be read as an npz file"):
         source.load()
+
+
+def test_zeolites_with_one_held_out():
+    source = dataset("zeolite", "zeolite/sod.npz", url=None)
+    structures = source.load()
+    splits = source.split(structures)
+    check_splits(splits, len(structures))
+    assert {name: len(frames) for name, frames in splits.items()} == {
+        **{"train": 800, "validation": 200, "test": 200, "out_of_domain": 200}
+    }
+    assert set(structures.n_atoms[splits["out_of_domain"]]) == {27} and 27 not in structures.n_atoms[splits["train"]]
+    # One energy per formula unit, fitted on four frameworks, is near that of the fifth: no offset per framework.
+    fitted = Normalisation.fit(structures[splits["train"]])
+    per_atom = np.dot(fitted.references, [2, 1]) / 3
+    outside = structures[splits["out_of_domain"]]
+    assert np.abs((outside.energies / outside.n_atoms).mean() - per_atom) < 0.1
+    # The trajectories in the files: many frames have a neighbour in time within 0.1 Å. None stands in another split.
+    sod = np.flatnonzero(structures.n_atoms == 36)[-1703:]
+    test, train = (np.intersect1d(splits[name], sod) for name in ("test", "train"))
+    anywhere = _distance(structures, test, np.setdiff1d(sod, test))
+    assert np.mean(anywhere < 0.1) > 0.3 and _distance(structures, test, train).min() >= 0.2
+
+
+def test_a_periodic_nff_file_as_silica():
+    """The reader and the split of `silica` on a real file of its format, which is of another oxide."""
+    needs = "SrIrO3_bulk_55_nff_all_dataset.pth.tar"
+    source = dataset("silica", needs, path=needs, block=1)
+    structures = source.load()
+    assert structures.sha256() == dataset("nff", needs, path=needs).load().sha256()
+    splits = source.split(structures)
+    check_splits(splits, len(structures))
+    largest = [np.abs(structures[splits[name]].forces).max() for name in ("train", "out_of_domain")]
+    assert largest[1] >= 2 * largest[0]

@@ -18,7 +18,19 @@ MAX_LINES = 350
 
 # From the bottom up; a module may import from its own layer and those before it.
 LAYERS = [
-    {"errors", "seeding", "annotations", "files", "lock", "provenance", "geometry", "interruption", "slurm"},
+    {
+        "errors",
+        "seeding",
+        "annotations",
+        "files",
+        "lock",
+        "lammps_library",
+        "provenance",
+        "geometry",
+        "interruption",
+        "progress",
+        "slurm",
+    },
     {"metrics", "rundir", "config", "structures"},
     {"datasets"},
     {"graph", "verlet"},
@@ -26,7 +38,7 @@ LAYERS = [
     {"backbones"},
     {"potential"},
     {"uq"},
-    {"allocator", "checkpoints", "model", "schedule", "progress", "training"},
+    {"allocator", "checkpoints", "model", "schedule", "training"},
     {"figures", "predictions", "evaluation", "trained", "calculator"},
     {"simulate", "oracles"},
     {"active"},

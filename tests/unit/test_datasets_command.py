@@ -1,17 +1,21 @@
 """`uqbench data`: what it prints, on a terminal of 80 columns and into a pipe."""
 
+import ase.io
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.spacegroup import crystal
 from omegaconf import OmegaConf
+from PIL import Image
 
 from uqbench import config
 from uqbench.commands import data
-from uqbench.errors import DataError
+from uqbench.errors import ConfigError, DataError
 from uqbench.structures import Structures
 
 
-def composed(option, **settings):
-    cfg = OmegaConf.create({"seed": 0, "data_root": None})
+def composed(option, figure=None, **settings):
+    cfg = OmegaConf.create({"seed": 0, "data_root": None, "figure": None if figure is None else str(figure)})
     cfg.dataset = OmegaConf.merge(OmegaConf.load(config.conf_dir() / "dataset" / f"{option}.yaml"), settings)
     return cfg
 
@@ -82,3 +86,40 @@ def test_mixed_compositions_and_periodicity():
     rows = dict(zip(*(list(column.cells) for column in table.columns), strict=True))
     assert rows["atoms per frame"] == "2 to 3" and rows["elements"] == "H C O"
     assert rows["periodic"] == "50% of the frames" and rows["subset"] == "none"
+
+
+@pytest.fixture
+def quartz(tmp_path):
+    """Shaken quartz in a file, twelve frames of 9 atoms."""
+    frames = []
+    for seed in range(12):
+        sites = [(0.4697, 0, 1 / 3), (0.4135, 0.2669, 0.2143)]
+        atoms = crystal(("Si", "O"), sites, spacegroup=152, cellpar=[4.916, 4.916, 5.405, 90, 90, 120])
+        atoms.rattle(0.02, seed=seed)
+        atoms.calc = SinglePointCalculator(atoms, energy=float(seed), forces=np.zeros((9, 3)))
+        frames.append(atoms)
+    ase.io.write(tmp_path / "quartz.extxyz", frames)
+    return {"path": str(tmp_path / "quartz.extxyz")}
+
+
+def test_the_structure_of_periodic_frames_is_printed_and_drawn(quartz, tmp_path, capsys):
+    figure = tmp_path / "new" / "quartz.png"
+    data.run(composed("file", figure, **quartz))
+    out = capsys.readouterr().out
+    rows = {row[0]: row[1:] for line in out.splitlines() if len(row := cells(line)) == 5 and "." in row[1]}
+    assert rows["train"][0].startswith("2.64") and rows["train"][2:] == ["4: 100.0%", "2: 100.0%"]
+    assert float(rows["test"][1]) == pytest.approx(1.6, abs=0.06)
+    assert max(map(len, [line for line in out.splitlines() if "/" not in line])) <= 80
+    with Image.open(figure) as image:
+        assert image.format == "PNG" and min(image.size) > 500
+    first = figure.read_bytes()
+    data.run(composed("file", figure, **quartz))
+    assert figure.read_bytes() == first
+    with pytest.raises(ConfigError, match="cannot write .*choose another figure=FILE"):
+        data.run(composed("file", figure / "below.png", **quartz))
+
+
+def test_molecules_have_no_such_figure(tmp_path, capsys):
+    with pytest.raises(DataError, match="need frames periodic in all directions"):
+        data.run(composed("quickstart", tmp_path / "figure.png"))
+    assert "structure" not in capsys.readouterr().out and not any(tmp_path.iterdir())

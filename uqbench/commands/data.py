@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from uqbench.config import Skeleton as CommonSkeleton
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from omegaconf import DictConfig
     from rich.table import Table
 
+    from uqbench.simulate.structure import Description
     from uqbench.structures import Splits, Structures
+
+# Frames of each split, spread over it, whose structure is analysed; and how far, in Å, and how finely.
+ANALYSED, REACH, BINS = 50, 7.0, 140
+
+
+class Skeleton(CommonSkeleton):
+    """Top-level keys of this command."""
+
+    figure: str | None
 
 
 def run(cfg: DictConfig) -> None:
-    """Load `cfg.dataset`, split it, and print what it holds; writes nothing but the download cache.
+    """Load `cfg.dataset`, split it, and print what it holds; writes the caches and, if asked for, `cfg.figure`.
 
-    Raises DataError for bad files, splits that do not fit, and frames that two splits share.
+    Raises DataError for bad files, splits that do not fit, frames that two splits share, and a figure of frames that
+    are not periodic.
     """
     from rich.console import Console
 
@@ -31,6 +46,12 @@ def run(cfg: DictConfig) -> None:
     console.print(f"sha256  {structures.sha256()}", soft_wrap=True, markup=False)
     console.print(overview_table(structures, dataset.subset))
     console.print(splits_table(structures, splits))
+    if structures.pbc.all() or cfg.figure is not None:
+        described = describe_splits(structures, splits)
+        console.print(structure_table(described))
+        if cfg.figure is not None:
+            write_figure(cfg.figure, described, dataset.subset)
+            console.print(f"figure  {cfg.figure}", soft_wrap=True, markup=False)
     shared = duplicates_across(structures, splits)
     if shared:
         name, frame, other, twin = shared[0]
@@ -89,6 +110,77 @@ def splits_table(structures: Structures, splits: Splits) -> Table:
     if rest:
         table.add_row("unused", f"{rest}", "", "", "")
     return table
+
+
+def describe_splits(structures: Structures, splits: Splits) -> dict[str, Description]:
+    """Return the structure of every split that has frames; the bond and its cutoff are those of the first."""
+    import numpy as np
+
+    from uqbench.simulate.structure import describe
+
+    described: dict[str, Description] = {}
+    for name, frames in splits.items():
+        if len(frames):
+            chosen = frames[np.unique(np.linspace(0, len(frames) - 1, ANALYSED).round().astype(int))]
+            first = next(iter(described.values()), None)
+            given = {} if first is None else {"bond": first.bond, "cutoff": first.cutoff}
+            described[name] = describe(structures[chosen], reach=REACH, bins=BINS, **given)
+    return described
+
+
+def structure_table(described: Mapping[str, Description]) -> Table:
+    """Return density, bond length and the commonest coordination numbers of every split."""
+    import numpy as np
+
+    first = next(iter(described.values()))
+    bond = _pair(first.bond)
+    ways = {way: f"{_pair(way)} within {first.cutoff:.2f} Å" for way in first.counts}
+    table = _table("structure", "density, g/cm³", f"{bond} peak, Å", *ways.values())
+    for name, one in described.items():
+        low, high = (f"{edge:.3f}" for edge in (one.densities.min(), one.densities.max()))
+        values = [_range(low, high), f"{one.distributions[one.bond].peak:.2f}"]
+        for way in ways:
+            numbers, counts = np.unique(one.counts[way], return_counts=True)
+            values.append(f"{numbers[counts.argmax()]}: {counts.max() / counts.sum():.1%}" if len(numbers) else "")
+        table.add_row(name, *values)
+    return table
+
+
+def write_figure(path: str, described: Mapping[str, Description], subset: str) -> None:
+    """Draw radial distributions, coordination and densities of all splits into a PNG file."""
+    from pathlib import Path
+
+    from uqbench.errors import ConfigError
+    from uqbench.figures.structure import Line, structure_figure
+    from uqbench.files import atomic_write
+
+    first = next(iter(described.values()))
+    distributions = {
+        f"{_pair(pair)} distances": {
+            name: Line(one.distributions[pair].r, one.distributions[pair].g) for name, one in described.items()
+        }
+        for pair in first.distributions
+    }
+    coordinations = {
+        f"{_pair(way)} neighbours within {first.cutoff:.2f} Å": {
+            name: one.counts[way] for name, one in described.items()
+        }
+        for way in first.counts
+    }
+    densities = {name: one.densities for name, one in described.items()}
+    content = structure_figure(distributions, coordinations, densities, f"Structure: {subset or 'all frames'}")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path} ({error.strerror or error}); choose another figure=FILE") from error
+
+
+def _pair(pair: tuple[int, int]) -> str:
+    from ase.data import chemical_symbols
+
+    return "–".join(chemical_symbols[number] for number in pair)
 
 
 def duplicate_counts(structures: Structures, tolerance: float = 1e-4) -> tuple[int, int]:

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from uqbench.datasets.arrays import numeric, read_npz, species_to_numbers
-from uqbench.datasets.base import Dataset, Size, split_frames
+from uqbench.datasets.base import OUT_OF_DOMAIN, Dataset, Size, split_frames
 from uqbench.structures import Splits, Structures
 
 FILE = Path(__file__).with_name("ammonia.npz")
 NEAR = 78  # frames near the minimum, the first of the file
-OUT_OF_DOMAIN = "out_of_domain"
 
 
 class Ammonia(Dataset):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import abc
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from ase import Atoms
 
 from uqbench.config import did_you_mean
 from uqbench.errors import DataError
@@ -18,6 +20,7 @@ from uqbench.structures import Splits, Structures, check_splits
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+OUT_OF_DOMAIN = "out_of_domain"  # what some sources have as well: frames unlike any that is trained on
 
 Size = int | float | None
 
@@ -44,6 +47,16 @@ class Dataset(abc.ABC):
         The same arguments give the same split. A split of size 0 is an empty array. Raises DataError when the sizes
         do not fit.
         """
+
+
+class Labeller(Protocol):
+    """What a data set that makes its frames asks for labels: an oracle of uqbench.oracles."""
+
+    def label(self, frames: Sequence[Atoms]) -> Any:
+        """Return `oracles.base.Labels` of frames."""
+
+    def close(self) -> None:
+        """Let go of processes."""
 
 
 def find_file(path: str, data_root: str | None) -> Path:
@@ -100,7 +113,7 @@ def split_frames(structures: Structures, sizes: Mapping[str, Size], block: int, 
     """
     if not isinstance(block, int) or block < 1:
         raise DataError(f"dataset.block must be a whole number of frames from 1 on, it is {block}")
-    counts = {name: _count(name, sizes[name], len(structures)) for name in SPLITS}
+    counts = {name: frame_count(name, sizes[name], len(structures)) for name in SPLITS}
     if sum(count is None for count in counts.values()) > 1:
         raise DataError("only one of the split sizes can be null (all frames that are left)")
     rng = numpy_generator(seed, "split")
@@ -124,7 +137,8 @@ def split_frames(structures: Structures, sizes: Mapping[str, Size], block: int, 
     return {name: splits[name] for name in SPLITS}
 
 
-def _count(name: str, size: Size, n_frames: int) -> int | None:
+def frame_count(name: str, size: Size, n_frames: int) -> int | None:
+    """Return the frames of split `name` that a size means, None for all that is left; raises DataError for others."""
     if size is None:
         return None
     if isinstance(size, float) and 0 < size < 1:
@@ -134,19 +148,19 @@ def _count(name: str, size: Size, n_frames: int) -> int | None:
     raise DataError(f"dataset.n_{name} must be a number of frames, a fraction between 0 and 1, or null; it is {size!r}")
 
 
-def read_split_file(path: Path, n_frames: int) -> Splits:
+def read_split_file(path: Path, n_frames: int, names: Sequence[str] = SPLITS) -> Splits:
     """Read a split from JSON, {"train": [...], "validation": [...], "test": [...]}, 0-based frame indices.
 
-    Splits that the file leaves out are empty. Raises DataError for other content, frames out of range, or splits
-    that share a frame.
+    `names` are those of all splits; splits that the file leaves out are empty. Raises DataError for other content,
+    frames out of range, or splits that share a frame.
     """
     try:
         content = json.loads(path.read_text())
-        splits = {name: np.asarray(content.get(name, []), dtype=np.int64) for name in SPLITS}
+        splits = {name: np.asarray(content.get(name, []), dtype=np.int64) for name in names}
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: not a JSON object of lists of frame indices ({error})") from None
-    if set(content) - set(SPLITS) or any(indices.ndim != 1 for indices in splits.values()):
-        raise DataError(f"{path}: expected the lists {', '.join(SPLITS)}, found {', '.join(map(str, content))}")
+    if set(content) - set(names) or any(indices.ndim != 1 for indices in splits.values()):
+        raise DataError(f"{path}: expected the lists {', '.join(names)}, found {', '.join(map(str, content))}")
     try:
         check_splits({name: indices for name, indices in splits.items() if len(indices)}, n_frames)
     except DataError as error:

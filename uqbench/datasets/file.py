@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-from ase import Atoms
-
 from uqbench.datasets.base import Dataset, Size, distinct, find_file, read_split_file, split_frames
+from uqbench.datasets.readers import ase_frames, labelled_frames
 from uqbench.datasets.units import energy_factor, force_factor, length_factor
-from uqbench.errors import DataError
 from uqbench.structures import Splits, Structures
 
 
@@ -59,31 +56,13 @@ class AseFile(Dataset):
 
     def load(self) -> Structures:
         path = find_file(self.path, self.data_root)
-        frames = self._read(path)
-        for atoms in frames:
-            # Lengths come first: the check for overlapping atoms needs Å.
-            atoms.set_cell(atoms.cell[:] * self.length, scale_atoms=False)
-            atoms.set_positions(atoms.positions * self.length, apply_constraint=False)
-        packed = Structures.from_atoms(frames, origin=str(path), energy_key=self.energy_key, force_key=self.force_key)
-        structures = dataclasses.replace(
-            packed, energies=packed.energies * self.energy, forces=packed.forces * self.force
-        )
+        frames = ase_frames(path, format=self.format, index=self.index)
+        keys = {"energy_key": self.energy_key, "force_key": self.force_key}
+        factors = {"length": self.length, "energy": self.energy, "force": self.force}
+        structures = labelled_frames(frames, path, **keys, **factors)
         return distinct(structures) if self.deduplicate else structures
 
     def split(self, structures: Structures) -> Splits:
         if self.split_file is not None:
             return read_split_file(find_file(self.split_file, self.data_root), len(structures))
         return split_frames(structures, self.sizes, self.block, self.split_seed)
-
-    def _read(self, path: Path) -> list[Atoms]:
-        import ase.io
-
-        try:
-            frames = ase.io.read(path, index=self.index, format=self.format)
-        except Exception as error:  # ASE's readers raise whatever their parsing stumbles over
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(
-                f"{path}: ASE cannot read it as {self.format or 'the format that its name suggests'} ({reason}); "
-                "check the file, dataset.format and dataset.index"
-            ) from error
-        return [frames] if isinstance(frames, Atoms) else list(frames)

@@ -6,7 +6,6 @@ import abc
 import contextlib
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -148,7 +147,7 @@ class Engine(Oracle):
         versions = {name: provenance.version(name) for name in packages}
         identity = {"oracle": target, "settings": settings, "versions": versions}
         self.cache = LabelCache(cache_folder(cache) / "labels", identity)
-        each = {"workers": workers or _cores(), "threads": threads, "timeout_s": timeout_s}
+        each = {"workers": workers or provenance.cores(), "threads": threads, "timeout_s": timeout_s}
         if executor == "slurm":
             self.pool = SlurmPool(target, settings, folder=cache_folder(cache) / "slurm", **each)
         else:
@@ -244,10 +243,6 @@ def single_point(make_calculator: Callable[[], Calculator]) -> Compute:
         return atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)
 
     return compute
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _outcome(fine: bool, content: Any, geometry: Geometry) -> Label | Failure:
