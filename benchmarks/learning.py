@@ -1,0 +1,57 @@
+"""How fast a recipe learns: seconds of training until the validation force error falls below some values, then the test.
+
+All arguments are overrides of `uqbench train`; real data come from UQBENCH_DATA. The run is kept where any run is, but
+has to be a new one: a finished run is shown and not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from uqbench import cli, training
+from uqbench.results.tables import EV_IN_KCAL_MOL
+
+THRESHOLDS = (2.0, 1.0, 0.7, 0.5, 0.4, 0.35, 0.3)  # kcal/mol/Å
+
+
+class Timed(training.Progress):
+    """Progress that keeps (seconds, validation force MAE in kcal/mol/Å) of every epoch; validation counts as training."""
+
+    rows: list[tuple[float, float]] = []
+
+    def show(self, row: dict[str, float], *, seconds: float, **others: object) -> None:
+        """Show and keep the row."""
+        self.rows.append((seconds, row["validation_force_mae"]))
+        super().show(row, seconds=seconds, **others)
+
+
+def main() -> None:
+    """Train once and print the times."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="such as experiment=rmd17_mini training.max_seconds=600")
+    options = parser.parse_args()
+    training.Progress = Timed
+    with tempfile.TemporaryDirectory() as folder:
+        place = [] if any(one.startswith("outputs=") for one in options.overrides) else [f"outputs={folder}"]
+        code = cli.main(["train", *options.overrides, *place])
+        if code or not Timed.rows:
+            raise SystemExit(code or "nothing was trained: is it a finished run?")
+        roots = [Path(one.partition("=")[2]) for one in [*options.overrides, *place] if one.startswith("outputs=")]
+        newest = max(roots[0].rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
+        rows = pd.read_csv(newest)
+    print(f"\n{len(Timed.rows)} epochs in {Timed.rows[-1][0]:.0f} s; least validation force MAE")
+    for limit in THRESHOLDS:
+        reached = next((f"{seconds:.0f} s" for seconds, error in Timed.rows if error <= limit), "not reached")
+        print(f"  {limit:4.2f} kcal/mol/Å: {reached}")
+    for target, unit in (("forces", "kcal/mol/Å"), ("energy", "kcal/mol")):
+        found = rows[(rows["target"] == target) & (rows["metric"] == "mae") & (rows["population"] == "all")].iloc[0]
+        value, low, high = (found[key] * EV_IN_KCAL_MOL for key in ("value", "ci_low", "ci_high"))
+        print(f"test {target} MAE: {value:.4f} ({low:.4f}-{high:.4f}) {unit}")
+
+
+if __name__ == "__main__":
+    main()
