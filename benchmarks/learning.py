@@ -1,4 +1,4 @@
-"""How fast a recipe learns: seconds of training until the validation force error falls below some values, then the test.
+"""How fast a recipe learns: seconds until the validation force error falls below some values, then the test.
 
 All arguments are overrides of `uqbench train`; real data come from UQBENCH_DATA. The run is kept where any run is, but
 has to be a new one: a finished run is shown and not timed.
@@ -19,7 +19,7 @@ THRESHOLDS = (2.0, 1.0, 0.7, 0.5, 0.4, 0.35, 0.3)  # kcal/mol/Å
 
 
 class Timed(training.Progress):
-    """Progress that keeps (seconds, validation force MAE in kcal/mol/Å) of every epoch; validation counts as training."""
+    """Progress that keeps seconds, those of validation included, and validation force MAE (kcal/mol/Å) of every epoch."""
 
     rows: list[tuple[float, float]] = []
 
