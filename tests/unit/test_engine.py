@@ -315,6 +315,17 @@ def test_the_gradient_of_a_small_cell_with_images(ethanol):
     same(gradients(model, batch, "native"), gradients(model, batch, "torch"), 1e-11)
 
 
+def test_the_gradient_of_atoms_without_neighbours(ethanol):
+    model = build("painn", ethanol).double()
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    nothing = batch.first[:0]
+    lonely = dataclasses.replace(batch, first=nothing, second=nothing, shifts=batch.shifts[:0])
+    trust_gradients(model, lonely)
+    found, expected = gradients(model, lonely, "native"), gradients(model, lonely, "torch")
+    same(found, expected, 1e-11)
+    assert not found[2].any() and any(gradient.any() for gradient in found[3:])
+
+
 def test_only_what_is_wanted_is_differentiated(ethanol):
     """Some parameters frozen, all frozen, and cotangents of some results only."""
     model = build("painn", ethanol, 2).double()

@@ -205,6 +205,7 @@ def test_a_wrong_kernel_is_not_used(native, fresh, monkeypatch, caplog):
         return tuple(2 * result for result in PAINN.message(graph, arguments))
 
     monkeypatch.setattr(choice, "forms", lambda _: {"painn": dataclasses.replace(PAINN, message=twice)})
+    kernels.use("native")
     assert choice.chosen(PAINN, torch.zeros(1)) is PAINN
     assert "painn kernel is off by" in caplog.text
 
