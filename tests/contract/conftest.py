@@ -1,0 +1,41 @@
+"""Tests of models run twice: with the compiled kernels and with the plain ones."""
+
+import pytest
+
+from uqbench import kernels
+from uqbench.errors import ConfigError
+from uqbench.kernels import choice
+
+OF_MODELS = {"test_active", "test_backbones", "test_uq"}
+WITHOUT_KERNELS = ("nequip",)
+
+
+def pytest_generate_tests(metafunc):
+    if metafunc.module.__name__.rpartition(".")[2] in OF_MODELS:
+        metafunc.parametrize("body", ["native", "torch"], indirect=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    twice = [
+        item
+        for item in items
+        if getattr(item, "callspec", None)
+        and item.callspec.params.get("body") == "torch"
+        and any(name in item.callspec.id for name in WITHOUT_KERNELS)
+    ]
+    if twice:
+        config.hook.pytest_deselected(items=twice)
+        items[:] = [item for item in items if item not in twice]
+
+
+@pytest.fixture(autouse=True)
+def body(request, monkeypatch):
+    """Chooses the kernels of a test."""
+    mode = getattr(request, "param", None)
+    if mode is None:
+        return
+    monkeypatch.setattr(choice, "_mode", choice._mode)
+    try:
+        kernels.use(mode)
+    except ConfigError as reason:
+        pytest.skip(str(reason))
