@@ -300,7 +300,7 @@ def _type_errors(node: DictConfig, hints: Mapping[str, Any], path: str) -> list[
 def digest(cfg: DictConfig) -> str:
     """SHA-256 (hex) over the canonical JSON of everything in the config that can change the result.
 
-    Numbers count by value (1e-3 is 0.001, 2.0 is 2); the keys in UNDIGESTED and UNDIGESTED_OF are left out. Raises ConfigError.
+    Numbers count by value (1e-3 is 0.001, 2.0 is 2); UNDIGESTED and UNDIGESTED_OF are left out. Raises ConfigError.
     """
     text = json.dumps(_canonical(_own(_plain(cfg)), ""), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -49,6 +49,8 @@ def test_the_study_of_silica(tmp_path):
     rows = pd.read_parquet(tmp_path / "silica-smoke" / "report" / "metrics.parquet")
     assert set(rows["uq"]) == {"ensemble", "mve", "evidential", "gmm"}
     assert rows.groupby("split")["domain"].unique().map(list).to_dict() == {"test": ["in"], "out_of_domain": ["out"]}
+    structure = rows[(rows["target"] == "structure") & (rows["metric"] == "Si_with_4_O_reference")]
+    assert len(structure) == 4 and structure["value"].nunique() == 1, "one oracle, one reference"
     text = (tmp_path / "silica-smoke" / "report" / "report.md").read_text()
     assert "| metric | method | test (in) | out_of_domain (out) |" in text
 
