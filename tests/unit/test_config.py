@@ -229,6 +229,15 @@ def test_digest_covers_all_that_can_change_a_result_and_nothing_else():
     assert digest(new=None) != digest()
 
 
+def test_evaluations_of_a_finished_training_are_no_part_of_it():
+    own = {"command": "train", "seed": 0}
+    more = own | {"evaluations": {"far": {"split": "far"}}}
+    assert config.digest(OmegaConf.create(own)) == config.digest(OmegaConf.create(more))
+    assert config.settings(more) == own
+    learning = [OmegaConf.create(one | {"command": "al"}) for one in (own, more)]
+    assert config.digest(learning[0]) != config.digest(learning[1]), "its table holds their rows"
+
+
 def test_digest_is_by_value():
     text = "{a: 1e-3, b: 2.0, c: '${a}', d: [x, 1]}"
     same = "{d: [x, 1.0], c: 0.001, b: 2, a: 0.001}"

@@ -83,6 +83,7 @@ def _generation(
     from omegaconf import OmegaConf
 
     from uqbench import config
+    from uqbench.commands.evaluate import require_split, wanted_evaluations
     from uqbench.commands.train import train_run
     from uqbench.evaluation import Calibration, Trained
     from uqbench.model import load_method
@@ -91,8 +92,10 @@ def _generation(
     from uqbench.training import device_of
 
     # Before anything is trained: a wrong name should not cost a generation.
-    wanted_by_name = {name: wanted for name, wanted in cfg.evaluations.items() if wanted is not None}
-    frames = {name: _frames(structures, splits, name, wanted.split) for name, wanted in wanted_by_name.items()}
+    wanted_by_name, frames = wanted_evaluations(cfg), {}
+    for name, wanted in wanted_by_name.items():
+        require_split(name, wanted.split, splits)
+        frames[name] = structures[splits[wanted.split]]
     # Relative to a data root, which is no part of a run's identity: the whole run can be moved.
     data = {"path": data_name, "data_root": str(opened.path), "sha256": structures.sha256()}
     settings = OmegaConf.to_container(cfg, resolve=True)
@@ -120,19 +123,6 @@ def _generation(
                 _evaluate(evaluated, wanted, trained, frames[name], labels, generation, name)
             rows += _rows(evaluated, name)
     return trained, rows
-
-
-def _frames(structures: Structures, splits: Splits, name: str, split: str) -> Structures:
-    from uqbench.config import did_you_mean
-    from uqbench.errors import ConfigError
-
-    if split not in splits or not len(splits[split]):
-        raise ConfigError(
-            f"evaluations.{name}.split: no frames in split '{split}'{did_you_mean(split, splits)} "
-            f"(choose {', '.join(known for known, frames in splits.items() if len(frames))}; or leave it out with "
-            f"evaluations.{name}=null)"
-        )
-    return structures[splits[split]]
 
 
 def _evaluate(

@@ -132,9 +132,11 @@ def structure_table(described: Mapping[str, Description]) -> Table:
     """Return density, bond length and the commonest coordination numbers of every split."""
     import numpy as np
 
+    from uqbench.simulate.portrait import pair_name
+
     first = next(iter(described.values()))
-    bond = _pair(first.bond)
-    ways = {way: f"{_pair(way)} within {first.cutoff:.2f} Å" for way in first.counts}
+    bond = pair_name(first.bond)
+    ways = {way: f"{pair_name(way)} within {first.cutoff:.2f} Å" for way in first.counts}
     table = _table("structure", "density, g/cm³", f"{bond} peak, Å", *ways.values())
     for name, one in described.items():
         low, high = (f"{edge:.3f}" for edge in (one.densities.min(), one.densities.max()))
@@ -151,36 +153,16 @@ def write_figure(path: str, described: Mapping[str, Description], subset: str) -
     from pathlib import Path
 
     from uqbench.errors import ConfigError
-    from uqbench.figures.structure import Line, structure_figure
     from uqbench.files import atomic_write
+    from uqbench.simulate.portrait import portrait
 
-    first = next(iter(described.values()))
-    distributions = {
-        f"{_pair(pair)} distances": {
-            name: Line(one.distributions[pair].r, one.distributions[pair].g) for name, one in described.items()
-        }
-        for pair in first.distributions
-    }
-    coordinations = {
-        f"{_pair(way)} neighbours within {first.cutoff:.2f} Å": {
-            name: one.counts[way] for name, one in described.items()
-        }
-        for way in first.counts
-    }
-    densities = {name: one.densities for name, one in described.items()}
-    content = structure_figure(distributions, coordinations, densities, f"Structure: {subset or 'all frames'}")
+    content = portrait(described, f"Structure: {subset or 'all frames'}")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise ConfigError(f"cannot write {path} ({error.strerror or error}); choose another figure=FILE") from error
-
-
-def _pair(pair: tuple[int, int]) -> str:
-    from ase.data import chemical_symbols
-
-    return "–".join(chemical_symbols[number] for number in pair)
 
 
 def duplicate_counts(structures: Structures, tolerance: float = 1e-4) -> tuple[int, int]:

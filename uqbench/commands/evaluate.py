@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from uqbench.config import Skeleton as CommonSkeleton
@@ -30,11 +31,54 @@ def run(cfg: DictConfig) -> None:
     `split=all` takes every frame of the data set. Without `dataset=` the run's own data and splits are used; they must
     be the ones that it was trained with.
     """
-    from hydra.core.hydra_config import HydraConfig
+    from uqbench.results.runs import choices
+
+    evaluate_run(cfg, choices())
+
+
+def evaluate_also(run: RunDir, cfg: DictConfig) -> None:
+    """Evaluate a finished training run as its `evaluations` say, each in a run as `uqbench evaluate run=...` makes it.
+
+    cfg: of the training as asked for now; other evaluations than those of the first time train nothing anew.
+    """
+    from omegaconf import OmegaConf
+
+    from uqbench.results.runs import choices
+
+    for name, wanted in wanted_evaluations(cfg).items():
+        common = {key: cfg[key] for key in ("seed", "outputs", "data_root", "kernels")}
+        own = {"command": "evaluate", **common, "run": str(run.path), "dataset": None}
+        own |= OmegaConf.to_container(wanted, resolve=True)
+        option = choices().get(f"evaluation@evaluations.{name}.evaluation")
+        evaluate_run(OmegaConf.create(own), {"evaluation": option} if option else {})
+
+
+def wanted_evaluations(cfg: DictConfig) -> dict[str, DictConfig]:
+    """Return those of a config's `evaluations` that are not switched off, by name; none where it has no such key."""
+    every = cfg.get("evaluations") or {}
+    return {str(name): one for name, one in every.items() if one is not None and one.split is not None}
+
+
+def require_split(name: str, split: str, sizes: Mapping[str, Collection]) -> None:
+    """Raise ConfigError, for the evaluation of a name, where a split is unknown or holds no frames."""
+    from uqbench.config import did_you_mean
+    from uqbench.errors import ConfigError
+
+    if split not in sizes or not len(sizes[split]):
+        raise ConfigError(
+            f"evaluations.{name}.split: no frames in split '{split}'{did_you_mean(split, sizes)} "
+            f"(choose {', '.join(known for known, frames in sizes.items() if len(frames))}; or leave it out with "
+            f"evaluations.{name}=null)"
+        )
+
+
+def evaluate_run(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
+    """Evaluate as `run` does; chosen: the options of the config's groups, as `results.runs.choices` gives them."""
     from omegaconf import OmegaConf, open_dict
 
     from uqbench import config, rundir
     from uqbench.checkpoints import BEST
+    from uqbench.results.runs import show
 
     source = rundir.read(cfg.run)
     labels = dict(source.info["labels"])
@@ -45,7 +89,7 @@ def run(cfg: DictConfig) -> None:
         dataset = config.build(source.config.dataset)
     else:
         dataset = config.build(cfg.dataset)
-        labels |= {"dataset": str(HydraConfig.get().runtime.choices.dataset), "subset": dataset.subset}
+        labels |= {"dataset": str(chosen["dataset"]), "subset": dataset.subset}
     # The weights, not the path to them, decide what an evaluation is of.
     weights = hashlib.sha256((source.path / BEST).read_bytes()).hexdigest()
     identity = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"source_sha256": weights})
@@ -53,9 +97,8 @@ def run(cfg: DictConfig) -> None:
     del place["subset"]
     with rundir.RunDir.open(root=cfg.outputs, command="evaluate", config=identity, **place) as opened:
         if not opened.done:
+            opened.update(choices={**source.info.get("choices", {}), **chosen})
             _evaluate(opened, cfg, source, dataset, labels, own_data)
-        from uqbench.results.runs import show
-
         show(opened)
 
 
@@ -64,7 +107,7 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     from uqbench.allocator import tune
     from uqbench.evaluation import Calibration, Trained
     from uqbench.model import load_method
-    from uqbench.results.runs import choices, title_of, write_metrics
+    from uqbench.results.runs import title_of, write_metrics
     from uqbench.training import device_of
 
     tune()
@@ -74,7 +117,6 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     chosen = _choose(source, dataset, cfg.split, own_data)
     opened.update(device=device, labels=labels, data_sha256=chosen.sha256())
     opened.update(source=str(source.path), source_settings=config.settings(source.config))
-    opened.update(choices=choices(source.info.get("choices")))
     trained = Trained(load_method(source), Calibration.load(source), device)
     with opened.stage("evaluate"):
         title = title_of(labels, cfg.split)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from uqbench.config import Skeleton as CommonSkeleton
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -15,11 +17,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class Skeleton(CommonSkeleton):
+    """Top-level keys of this command."""
+
+    evaluations: dict[str, dict[str, Any] | None]
+
+
 def run(cfg: DictConfig) -> None:
-    """Bring the run of `cfg` to its end, from wherever it stands, and print its metric table."""
+    """Bring the run of `cfg` and its further evaluations to their end, and print their metric tables."""
     from hydra.core.hydra_config import HydraConfig
 
     from uqbench import config, rundir
+    from uqbench.commands.evaluate import evaluate_also
 
     choices = HydraConfig.get().runtime.choices
     dataset = config.build(cfg.dataset)
@@ -38,6 +47,7 @@ def run(cfg: DictConfig) -> None:
         from uqbench.results.runs import show
 
         show(opened)
+        evaluate_also(opened, cfg)
 
 
 def train_run(
@@ -47,6 +57,7 @@ def train_run(
     from uqbench import config, kernels
     from uqbench.allocator import tune
     from uqbench.checkpoints import BEST, load_best, seconds_trained
+    from uqbench.commands.evaluate import require_split, wanted_evaluations
     from uqbench.errors import ConfigError
     from uqbench.evaluation import Metrics, Trained, cost_rows
     from uqbench.model import build_method, n_parameters
@@ -63,6 +74,9 @@ def train_run(
         )
     device = device_of(settings)
     structures, splits = _load(opened, dataset)
+    # Before anything is trained: a wrong name should not cost a training.
+    for name, wanted in wanted_evaluations(cfg).items():
+        require_split(name, wanted.split, splits)
     parts = {name: structures[frames] for name, frames in splits.items()}
     opened.update(device=device, labels=labels, choices=choices())
 
