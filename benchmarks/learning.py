@@ -19,7 +19,7 @@ THRESHOLDS = (2.0, 1.0, 0.7, 0.5, 0.4, 0.35, 0.3)  # kcal/mol/Å
 
 
 class Timed(training.Progress):
-    """Progress that keeps seconds, those of validation included, and validation force MAE (kcal/mol/Å) of every epoch."""
+    """Progress that keeps seconds, validation included, and validation force MAE (kcal/mol/Å) of every epoch."""
 
     rows: list[tuple[float, float]] = []
 
