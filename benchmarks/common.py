@@ -31,7 +31,7 @@ FEATURES, LAYERS, RADIAL, CUTOFF = 128, 3, 20, 5.0
 BACKBONES = ("painn", "schnet")
 PEER = "schnetpack"
 MEMBERS = 5
-SILICA = {"silica 576 x 1": (2, 3, 4), "silica 192 x 1": (2, 2, 2)}
+SILICA = {"silica 648 x 1": (3, 3, 3), "silica 576 x 1": (2, 3, 4), "silica 192 x 1": (2, 2, 2)}
 KCAL = units.kcal / units.mol
 SLICE, LONGEST = (
     0.02,

@@ -15,7 +15,7 @@ def race(kind: str, workload: str, members: int | None) -> Race:
 
 def workloads() -> Workloads:
     """Return the races by name."""
-    single = ("NH3 x 1", "ethanol x 1", "silica 576 x 1", "ethanol x 64", "aspirin x 16")
+    single = ("NH3 x 1", "ethanol x 1", "silica 576 x 1", "silica 648 x 1", "ethanol x 64", "aspirin x 16")
     found = {
         f"energy + forces, {kind}, {system}": lambda kind=kind, system=system: race(kind, system, None)
         for kind in BACKBONES

@@ -14,6 +14,7 @@ from pathlib import Path
 import attack
 import density
 import inference
+import md_step
 import neighbours
 import torch
 import train_step
@@ -91,7 +92,7 @@ def main() -> None:
         parser.error("--cpu-time adds up the time of all threads: it needs --threads 1")
     if options.table:
         parts(options.table)  # better now than after an hour
-    modules = (train_step, inference, attack, density, neighbours)
+    modules = (train_step, inference, md_step, attack, density, neighbours)
     chosen = {
         name: build
         for module in modules

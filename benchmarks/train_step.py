@@ -51,7 +51,7 @@ def race(kind: str, workload: str, members: int | None) -> Race:
 
 def workloads() -> Workloads:
     """Return the races by name."""
-    single = ("ethanol x 64", "aspirin x 16", "silica 576 x 1")
+    single = ("ethanol x 64", "aspirin x 16", "silica 576 x 1", "silica 648 x 1")
     found = {
         f"training step, {kind}, {system}": lambda kind=kind, system=system: race(kind, system, None)
         for kind in BACKBONES

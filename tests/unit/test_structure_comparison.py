@@ -106,7 +106,7 @@ def test_a_model_that_explodes_leaves_no_structure(tmp_path):
 
 
 def test_the_split_can_be_the_reference(tmp_path):
-    values, _ = evaluated(tmp_path, Method(LennardJonesOracle()), None)
+    values, _ = evaluated(tmp_path, Method(LennardJonesOracle()), LennardJonesOracle(), reference="split")
     assert 0 < values["rdf_difference_Ar–Ar"] < 5
     assert values["Ar_with_12_Ar_reference"] == 1
 
@@ -141,4 +141,4 @@ def _dimer():
 )
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(ConfigError, match=next(iter(changes))):
-        evaluation(None, **changes)
+        evaluation(LennardJonesOracle(), **changes)

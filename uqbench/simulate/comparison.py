@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,8 +39,8 @@ class StructureComparison(Evaluation):
         record_every: steps between the frames analysed. reach: of g(r), Å, in so many bins.
         min_distance, kinetic_alarm: see `Limits`. skin: of the neighbour lists, Å.
         batch_size: replicas at once. seed: of frames, velocities and noise.
-        oracle: of the reference dynamics; None: the reference is all frames of the split as they are, at whatever
-            temperatures they were taken.
+        reference: `oracle`, dynamics on it, or `split`, all frames of the split as they are, at whatever temperatures
+            they were taken. oracle: of the reference; not used for `split`.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class StructureComparison(Evaluation):
         skin: float,
         batch_size: int,
         seed: int,
-        oracle: Oracle | None,
+        reference: Literal["oracle", "split"],
+        oracle: Oracle,
     ) -> None:
         self.temperatures = [float(temperature) for temperature in temperatures]
         if not self.temperatures or len(set(self.temperatures)) < len(self.temperatures):
@@ -85,7 +87,8 @@ class StructureComparison(Evaluation):
         # Bonds may break: in a hot glass they do.
         self.limits = Limits(min_distance, None, bond_tolerance=1.25, bond_stretch=None, kinetic_alarm=kinetic_alarm)
         self.replicas, self.every, self.reach, self.bins = replicas, record_every, reach, bins
-        self.skin, self.batch_size, self.seed, self.oracle = skin, batch_size, seed, oracle
+        self.skin, self.batch_size, self.seed = skin, batch_size, seed
+        self.reference, self.oracle = reference, oracle
 
     def evaluate(self, run: RunDir, trained: Trained, structures: Structures, *, split: str, title: str) -> Rows:
         """Simulate on both, keep figure and curves, and return rows of target `structure` for every temperature.
@@ -121,7 +124,7 @@ class StructureComparison(Evaluation):
     def _reference(
         self, structures: Structures, starts: Structures, temperature: float, cutoff: float
     ) -> list[Structures | None]:
-        if self.oracle is None:
+        if self.reference == "split":
             return [structures]
         with self.oracle as oracle:
             predict = labels_of(oracle)
