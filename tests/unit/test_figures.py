@@ -182,6 +182,22 @@ def test_bins_and_intervals_lie_within_the_axes(structures, raw):
             assert low < values.min() and values.max() < high
 
 
+def test_an_interval_that_leaves_its_value_out_is_drawn(monkeypatch):
+    """As a quantile of few resampled structures can; matplotlib refuses a negative length."""
+    whole = panels.binned
+
+    def above(*arguments):
+        rmv, root, _, _ = whole(*arguments)
+        return rmv, root, 1.1 * root, 1.2 * root
+
+    monkeypatch.setattr(panels, "binned", above)
+    axes = Figure().add_subplot()
+    panels.rmse_rmv(axes, sample(synthetic()))
+    (_, _, (bars,)) = axes.containers[0].lines
+    for low, high in np.array(bars.get_segments())[..., 1]:
+        assert high > 1.1 * low > 0
+
+
 def test_the_intervals_resample_structures_not_atoms():
     """Atoms of one structure that all err alike give wider intervals than independent ones."""
     independent = sample(synthetic(structures=40, atoms=10))

@@ -141,7 +141,8 @@ def rmse_rmv(axes: Axes, sample: Sample) -> None:
         rmv, root, low, high = binned(sample, variance, bins)
         label = f"{name}, ENCE {ence_of_bins(rmv, root):.2f} ({bins} bin{'s' if bins > 1 else ''})"
         x, y = sample.scale * rmv, sample.scale * root
-        bars = np.nan_to_num(sample.scale * np.array([root - low, high - root]))
+        # Of few structures, the interval of a bin may leave its own value out; the bar then ends there.
+        bars = np.nan_to_num(sample.scale * np.array([root - low, high - root])).clip(min=0)
         style = {"color": color, "marker": marker, "markersize": 5, "linestyle": "none"}
         axes.errorbar(x, y, yerr=bars, elinewidth=1.2, capsize=2.5, label=label, **style)
         # An interval of very few structures may reach down to zero, which no logarithmic axis shows.
