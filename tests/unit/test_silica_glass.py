@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -263,8 +264,7 @@ def test_recipes_that_make_no_glass(tmp_path, changes, message):
 
 @installed
 def test_a_process_that_dies_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [])  # where it would look for this package
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(melts.GlassError, match=r"ended with exit code \d+ \(.*\)"):
         silica(tmp_path).load()
 
