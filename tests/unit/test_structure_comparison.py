@@ -10,6 +10,7 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from helpers import CONF
 from omegaconf import OmegaConf
+from scipy import stats
 from test_md_stability import opened, trained
 
 from uqbench import config
@@ -17,7 +18,7 @@ from uqbench.errors import ConfigError
 from uqbench.oracles.base import Labels, Oracle
 from uqbench.oracles.cache import Label
 from uqbench.simulate import comparison, differences
-from uqbench.simulate.structure import RadialDistribution, describe
+from uqbench.simulate.structure import Description, RadialDistribution, describe
 from uqbench.structures import Structures
 from uqbench.uq.base import Prediction
 
@@ -86,7 +87,8 @@ def test_the_oracle_itself_has_the_structure_of_the_oracle(tmp_path):
     oracle = LennardJonesOracle()
     values, folder = evaluated(tmp_path, Method(LennardJonesOracle()), oracle)
     assert values["rdf_difference_Ar–Ar"] == pytest.approx(0, abs=1e-9)
-    assert values["rdf_peak_shift_Ar–Ar"] == 0 and values["survival"] == 1
+    assert values["rdf_peak_shift_Ar–Ar"] == values["closest_shift_Ar–Ar"] == 0
+    assert values["survival"] == values["survival_reference"] == 1
     assert values["Ar_with_12_Ar"] == values["Ar_with_12_Ar_reference"] > 0.99
     assert values["density"] == pytest.approx(4 * 39.95 / 6.02214 / 5.4**3 * 10, rel=1e-3)
     assert oracle.asked == 2 * 101, "the start and every step of each replica"
@@ -107,7 +109,7 @@ def test_a_model_that_explodes_leaves_no_structure(tmp_path):
 
 def test_the_split_can_be_the_reference(tmp_path):
     values, _ = evaluated(tmp_path, Method(LennardJonesOracle()), LennardJonesOracle(), reference="split")
-    assert 0 < values["rdf_difference_Ar–Ar"] < 5
+    assert 0 < values["rdf_difference_Ar–Ar"] < 5 and "survival_reference" not in values
     assert values["Ar_with_12_Ar_reference"] == 1
 
 
@@ -118,6 +120,44 @@ def test_rows_of_a_displaced_peak():
     assert other.peak - one.peak == pytest.approx(0.1)
     exact = np.trapezoid(np.abs(one.g - other.g), r)
     assert differences.distance(one, other) == pytest.approx(exact) == pytest.approx(0.19, abs=0.02)
+
+
+def _described(g):
+    """A description with only a radial distribution, in shells of 0.1 Å."""
+    radial = RadialDistribution(np.arange(0.05, 5, 0.1), np.asarray(g))
+    return Description(np.ones(1), {(18, 18): radial}, (18, 18), 3.0, {})
+
+
+def _rows(ours, references):
+    means = [
+        _described(np.mean([one.distributions[18, 18].g for one in side if one], axis=0)) for side in (ours, references)
+    ]
+    return {row["metric"]: row for row in differences.rows_of("all", means[0], ours, means[1], references)}
+
+
+def test_the_interval_of_a_difference_without_change_of_sign_is_that_of_a_mean():
+    rng = np.random.default_rng(0)
+    theirs = rng.uniform(0, 1, (6, 50))
+    ours = theirs + rng.uniform(0.1, 1, (6, 1)) * rng.uniform(0.5, 1, 50)
+    row = _rows([_described(g) for g in ours], [_described(g) for g in theirs])["rdf_difference_Ar–Ar"]
+    single = (ours - theirs).sum(axis=1) * 0.1
+    low, high = stats.t.interval(0.95, 5, single.mean(), stats.sem(single))
+    assert (row["value"], row["ci_low"], row["ci_high"]) == pytest.approx((single.mean(), low, high))
+
+
+def test_one_sound_replica_gives_no_interval_and_its_partner_stays_in_the_reference():
+    one, other = _described(np.ones(50)), _described(np.zeros(50))
+    rows = _rows([one, None], [one, other])
+    assert (
+        rows["rdf_difference_Ar–Ar"]["value"] == pytest.approx(2.5) and rows["rdf_difference_Ar–Ar"]["ci_low"] is None
+    )
+    assert rows["survival"]["value"] == 0.5 and rows["survival_reference"]["value"] == 1
+
+
+def test_atoms_that_come_nearer_than_in_the_reference_are_seen():
+    r = np.arange(0.05, 5, 0.1)
+    rows = _rows([_described(r > 1.4)], [_described(r > 2.2)])
+    assert rows["closest_shift_Ar–Ar"]["value"] == pytest.approx(-0.8)
 
 
 def test_shares_are_of_the_commonest_number_of_the_reference():

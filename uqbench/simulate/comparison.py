@@ -115,7 +115,10 @@ class StructureComparison(Evaluation):
             whole = describe(_joined(ours), **given) if any(found) else None
             if whole is not None:
                 described[f"model, {temperature:g} K"] = whole
-            rows += rows_of(f"temperature={temperature:g}K", whole, found, reference)
+            # A split as the reference is no dynamics: nothing survives or explodes in it.
+            simulated = theirs if self.reference == "oracle" else []
+            references = [one and describe(one, **given) for one in simulated]
+            rows += rows_of(f"temperature={temperature:g}K", whole, found, reference, references)
         run.write_bytes("structure.png", portrait(described, title))
         run.write_csv("rdf.csv", curves(described))
         steps = self.steps * len(self.temperatures) * math.ceil(self.replicas / self.batch_size)

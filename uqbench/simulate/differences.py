@@ -18,26 +18,37 @@ Rows = list[dict[str, Any]]
 
 
 def rows_of(
-    population: str, whole: Description | None, replicas: Sequence[Description | None], reference: Description
+    population: str,
+    whole: Description | None,
+    replicas: Sequence[Description | None],
+    reference: Description,
+    references: Sequence[Description | None] = (),
 ) -> Rows:
     """Return metric rows of target `structure`; those of the model are NaN where no replica stayed sound.
 
     whole: of all sound replicas together. replicas: of each, None where it exploded. reference: with the bond and the
-    cutoff that all others were described with.
+    cutoff that all others were described with. references: of each replica on the reference, if it was simulated.
 
     For each pair of elements: the integral of |g - g_ref| over r, Å (0 for the same structure; it includes the noise
-    of both), and the distance of the highest g less that of the reference, Å. For both elements of the bond: the share
-    of atoms with the coordination number that is commonest in the reference, of model and reference.
+    of both), the distance of the highest g less that of the reference, and the shortest distance less that of the
+    reference, Å. For both elements of the bond: the share of atoms with the coordination number that is commonest in
+    the reference, of model and reference.
     """
     sound = [one for one in replicas if one is not None]
-    n, lost = len(replicas), len(replicas) - len(sound)
-    rows = [_row("survival", "1", n, len(sound) / n, share_interval(n - lost, n))]
+    rows = [_survival("survival", replicas)]
+    if references:
+        rows.append(_survival("survival_reference", references))
     for pair, theirs in reference.distributions.items():
-        ours = None if whole is None else whole.distributions[pair]
-        name = pair_name(pair)
-        rows.append(_row(f"rdf_difference_{name}", "Å", len(sound), np.nan if ours is None else distance(ours, theirs)))
-        shift = np.nan if ours is None else ours.peak - theirs.peak
-        rows.append(_row(f"rdf_peak_shift_{name}", "Å", len(sound), shift))
+        name, n = pair_name(pair), len(sound)
+        if whole is None:
+            values, ends = (np.nan,) * 3, (None, None)
+        else:
+            ours = whole.distributions[pair]
+            values = distance(ours, theirs), ours.peak - theirs.peak, ours.closest - theirs.closest
+            ends = _distance_interval(values[0], pair, replicas, references, theirs)
+        rows.append(_row(f"rdf_difference_{name}", "Å", n, values[0], ends))
+        rows.append(_row(f"rdf_peak_shift_{name}", "Å", n, values[1]))
+        rows.append(_row(f"closest_shift_{name}", "Å", n, values[2]))
     for way, counts in reference.counts.items():
         if not len(counts):
             continue
@@ -64,6 +75,37 @@ def curves(described: Mapping[str, Description]) -> pd.DataFrame:
         for pair, one in description.distributions.items()
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def _distance_interval(
+    value: float,
+    pair: tuple[int, int],
+    replicas: Sequence[Description | None],
+    references: Sequence[Description | None],
+    reference: RadialDistribution,
+) -> tuple[float | None, float | None]:
+    """Jackknife interval of `distance` over replicas, each left out on both sides (Efron and Stein, 1981).
+
+    All replicas hold as many frames, so that the mean of their g is that of all their frames.
+    """
+    ours = {k: one.distributions[pair].g for k, one in enumerate(replicas) if one is not None}
+    theirs = {k: one.distributions[pair].g for k, one in enumerate(references) if one is not None}
+    if len(ours) < 2 or len(theirs) == 1:
+        return None, None
+    left_out = []
+    for k in ours:
+        parts = [np.mean([g for j, g in side.items() if j != k], axis=0) for side in (ours, theirs) if side]
+        pictures = [RadialDistribution(reference.r, g) for g in parts]
+        left_out.append(distance(pictures[0], pictures[1] if theirs else reference))
+    n = len(left_out)
+    error = np.sqrt((n - 1) / n * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * error)
+    return max(value - half, 0.0), value + half
+
+
+def _survival(metric: str, replicas: Sequence[Description | None]) -> dict[str, Any]:
+    n, sound = len(replicas), sum(one is not None for one in replicas)
+    return _row(metric, "1", n, sound / n, share_interval(sound, n))
 
 
 def _mean(metric: str, values: np.ndarray) -> dict[str, Any]:

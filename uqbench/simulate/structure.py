@@ -37,6 +37,11 @@ class RadialDistribution:
         return float(self.r[np.argmax(self.g)])
 
     @property
+    def closest(self) -> float:
+        """Distance of the first shell with any pair, Å; NaN where there is none."""
+        return float(self.r[np.argmax(self.g > 0)]) if self.g.any() else np.nan
+
+    @property
     def first_minimum(self) -> float:
         """Distance of the lowest g behind the peak, Å; the middle of it where g is flat, as between shells."""
         behind = (self.r > self.peak) & (self.r <= BEYOND * self.peak)
