@@ -14,9 +14,7 @@ import torch
 from torch import nn
 
 from uqbench.errors import CheckpointError
-from uqbench.rundir import atomic_write, load_checkpoint, save_checkpoint
-
-LAST, BEST, HISTORY = "last.pt", "best.pt", "history.csv"
+from uqbench.files import BEST, HISTORY, LAST, atomic_write, load_checkpoint, save_checkpoint
 
 
 @dataclasses.dataclass

@@ -1,7 +1,8 @@
 """The `uqbench` program: finds the command, checks its overrides, runs it through Hydra, turns errors into exit codes.
 
 Every module in uqbench/commands is a command: its docstring's first line is the help line, `conf/<command>.yaml` its
-config, `run(cfg)` its entry and an optional class `Skeleton` the types of its top-level keys.
+config, `run(cfg)` its entry, an optional class `Skeleton` the types of its top-level keys, and an optional
+`identity(cfg)` what its run is named by where that is more than its config.
 """
 
 import argparse
@@ -122,8 +123,9 @@ def _run_command(command: str, line: str, argv: list[str]) -> int:
         from uqbench import jobs
         from uqbench.config import Skeleton
 
-        skeleton = getattr(importlib.import_module(f"uqbench.commands.{command}"), "Skeleton", Skeleton)
-        planned = request.jobs(skeleton)
+        module = importlib.import_module(f"uqbench.commands.{command}")
+        own = {"identity": module.identity} if hasattr(module, "identity") else {}
+        planned = request.jobs(getattr(module, "Skeleton", Skeleton), **own)
         if flags.multirun:
             return jobs.run_sweep(hydra, command, request.arguments, planned)
         return hydra.run(command, jobs.run_job, request.arguments).return_value

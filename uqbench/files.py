@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "uqbench-checkpoint"
 FORMAT_VERSION = 1
+LAST, BEST, HISTORY = "last.pt", "best.pt", "history.csv"  # what a training leaves in its run
 TEMPORARY = ".tmp"  # suffix of files that are being written; left over only by a killed process
 
 

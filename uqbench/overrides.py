@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from uqbench import rundir
 from uqbench.config import did_you_mean, flatten, nearest, validate
-from uqbench.errors import ConfigError
+from uqbench.errors import ConfigError, UserError
 
 LAUNCHER = "hydra/launcher"
 IN_PROCESS = ("local", "basic")
@@ -54,15 +55,19 @@ class Request:
         # Of several settings of one key the last counts, as for values in Hydra; for groups Hydra would object.
         self.tasks = list({override.get_key_element(): override for override in tasks if override}.values())
 
-    def jobs(self, skeleton: type | None) -> list[Job]:
+    def jobs(
+        self, skeleton: type | None, identity: Callable[[DictConfig], DictConfig] = lambda config: config
+    ) -> list[Job]:
         """All jobs of the sweep, each composed and, given a skeleton, validated.
+
+        identity: what the run of a config is named by; a finished one needs no look at what its config builds.
 
         Raises one ConfigError with a line per distinct error of the overrides and of every job's config.
         """
         jobs = [Job(job, self._apply(job)) for job in self._expand()]
         for job in jobs if skeleton else ():
             try:
-                validate(job.config, skeleton, built=rundir.find_done)
+                validate(job.config, skeleton, built=lambda config: _find_done(config, identity))
             except ConfigError as error:
                 self.errors += str(error).splitlines()
         if self.errors:
@@ -229,6 +234,13 @@ class Request:
             except (OmegaConfBaseException, ValueError, TypeError) as error:
                 self.errors.append(f"{key}: {str(error).splitlines()[0]}")
         return config
+
+
+def _find_done(config: DictConfig, identity: Callable[[DictConfig], DictConfig]) -> DictConfig | None:
+    try:
+        return rundir.find_done(identity(config))
+    except UserError:  # what it names is not there: the run itself will tell
+        return None
 
 
 def _groups(config: DictConfig) -> dict[str, str | None]:

@@ -85,6 +85,15 @@ def test_a_done_run_is_shown_without_importing_what_computes(trained, importing,
     assert not HEAVY & modules
 
 
+def test_a_done_evaluation_is_shown_without_importing_what_computes(trained, importing):
+    run, outputs = trained
+    command = ["evaluate", f"run={run}", f"outputs={outputs}", "evaluation.bootstrap=10"]
+    assert main(command) == 0
+    code, out, err, modules = importing(*command)
+    assert code == 0 and "spearman" in out and "error" not in err
+    assert not HEAVY & modules
+
+
 def test_settings_that_a_done_run_does_not_have_are_checked(trained, importing):
     _, outputs = trained
     code, _, err, modules = importing("train", f"outputs={outputs}", *SMALL, "training.checkpoint_seconds=often")

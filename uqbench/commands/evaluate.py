@@ -36,6 +36,20 @@ def run(cfg: DictConfig) -> None:
     evaluate_run(cfg, choices())
 
 
+def identity(cfg: DictConfig) -> DictConfig:
+    """Return what the run of an evaluation is named by: the weights, not the path to them, decide what it is of.
+
+    Raises UserError as `rundir.read` does.
+    """
+    from omegaconf import OmegaConf
+
+    from uqbench import rundir
+    from uqbench.files import BEST
+
+    weights = hashlib.sha256((rundir.read(cfg.run).path / BEST).read_bytes()).hexdigest()
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"source_sha256": weights})
+
+
 def evaluate_also(run: RunDir, cfg: DictConfig) -> None:
     """Evaluate a finished training run as its `evaluations` say, each in a run as `uqbench evaluate run=...` makes it.
 
@@ -74,10 +88,9 @@ def require_split(name: str, split: str, sizes: Mapping[str, Collection]) -> Non
 
 def evaluate_run(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
     """Evaluate as `run` does; chosen: the options of the config's groups, as `results.runs.choices` gives them."""
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
 
     from uqbench import config, rundir
-    from uqbench.checkpoints import BEST
     from uqbench.results.runs import show
 
     source = rundir.read(cfg.run)
@@ -90,12 +103,9 @@ def evaluate_run(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
     else:
         dataset = config.build(cfg.dataset)
         labels |= {"dataset": str(chosen["dataset"]), "subset": dataset.subset}
-    # The weights, not the path to them, decide what an evaluation is of.
-    weights = hashlib.sha256((source.path / BEST).read_bytes()).hexdigest()
-    identity = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"source_sha256": weights})
     place = labels | {"dataset": "-".join(filter(None, (labels["dataset"], labels["subset"])))}
     del place["subset"]
-    with rundir.RunDir.open(root=cfg.outputs, command="evaluate", config=identity, **place) as opened:
+    with rundir.RunDir.open(root=cfg.outputs, command="evaluate", config=identity(cfg), **place) as opened:
         if not opened.done:
             opened.update(choices={**source.info.get("choices", {}), **chosen})
             _evaluate(opened, cfg, source, dataset, labels, own_data)
