@@ -1,8 +1,10 @@
 """The `uqbench` program: finds the command, checks its overrides, runs it through Hydra, turns errors into exit codes.
 
 Every module in uqbench/commands is a command: its docstring's first line is the help line, `conf/<command>.yaml` its
-config, `run(cfg)` its entry, an optional class `Skeleton` the types of its top-level keys, and an optional
-`identity(cfg)` what its run is named by where that is more than its config.
+config, `run(cfg)` its entry. Optional are
+- a class `Skeleton`, the types of its top-level keys;
+- `identity(cfg)`, what its run is named by where that is more than its config;
+- `show_done(run, cfg)`, which prints what `run` prints of a finished run, or returns False where there is more to do.
 """
 
 import argparse
@@ -128,6 +130,10 @@ def _run_command(command: str, line: str, argv: list[str]) -> int:
         planned = request.jobs(getattr(module, "Skeleton", Skeleton), **own)
         if flags.multirun:
             return jobs.run_sweep(hydra, command, request.arguments, planned)
+        [job] = planned
+        # Hydra takes longer to compose a config once more than everything that is left to do.
+        if hasattr(module, "show_done") and request.names(job.done) and module.show_done(job.done, job.config):
+            return 0
         return hydra.run(command, jobs.run_job, request.arguments).return_value
 
 

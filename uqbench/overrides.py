@@ -2,10 +2,10 @@
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -28,12 +28,13 @@ LAUNCHER = "hydra/launcher"
 IN_PROCESS = ("local", "basic")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Job:
-    """One point of a sweep, or the only one: its overrides as Hydra will spell them, and its config."""
+    """One point of a sweep, or the only one: its overrides as Hydra will spell them, its config, its finished run."""
 
     overrides: tuple[str, ...]
     config: DictConfig
+    done: rundir.Run | None = None
 
 
 class Request:
@@ -65,14 +66,29 @@ class Request:
         Raises one ConfigError with a line per distinct error of the overrides and of every job's config.
         """
         jobs = [Job(job, self._apply(job)) for job in self._expand()]
-        for job in jobs if skeleton else ():
-            try:
-                validate(job.config, skeleton, built=lambda config: _find_done(config, identity))
-            except ConfigError as error:
-                self.errors += str(error).splitlines()
+        if skeleton:
+            jobs = [dataclasses.replace(job, done=self._validate(job.config, skeleton, identity)) for job in jobs]
         if self.errors:
             raise ConfigError("\n".join(dict.fromkeys(self.errors)))
         return jobs
+
+    def _validate(
+        self, config: DictConfig, skeleton: type, identity: Callable[[DictConfig], DictConfig]
+    ) -> rundir.Run | None:
+        """Note what is wrong with a config, and return its finished run."""
+        done = None
+
+        def built(config: DictConfig) -> DictConfig | None:
+            nonlocal done
+            with contextlib.suppress(UserError):  # what it names is not there: the run itself will tell
+                done = rundir.find_done(identity(config))
+            return done and done.config
+
+        try:
+            validate(config, skeleton, built)
+        except ConfigError as error:
+            self.errors += str(error).splitlines()
+        return done
 
     @property
     def arguments(self) -> list[str]:
@@ -87,6 +103,11 @@ class Request:
         """Every group of the command and the option that is in use."""
         chosen = {task.get_key_element(): task.value() for task in self.tasks if not task.is_sweep_override()}
         return {group: chosen.get(group, default) for group, default in self.groups.items()}
+
+    def names(self, run: rundir.Run | None) -> bool:
+        """Whether a run was made with the options that are in use, so that it is not found under other labels."""
+        made = run.info.get("choices", {}) if run else {}
+        return run is not None and all(made.get(group) == option for group, option in self.choices().items() if option)
 
     def preview(self) -> DictConfig:
         """The config of the first job, whatever is wrong with the request."""
@@ -234,13 +255,6 @@ class Request:
             except (OmegaConfBaseException, ValueError, TypeError) as error:
                 self.errors.append(f"{key}: {str(error).splitlines()[0]}")
         return config
-
-
-def _find_done(config: DictConfig, identity: Callable[[DictConfig], DictConfig]) -> DictConfig | None:
-    try:
-        return rundir.find_done(identity(config))
-    except UserError:  # what it names is not there: the run itself will tell
-        return None
 
 
 def _groups(config: DictConfig) -> dict[str, str | None]:

@@ -268,14 +268,14 @@ def read(path: str | os.PathLike) -> Run:
     return run
 
 
-def find_done(config: DictConfig) -> DictConfig | None:
-    """The stored config of the finished run that a command's config names, under whichever labels; or None."""
+def find_done(config: DictConfig) -> Run | None:
+    """The finished run that a command's config names, under whichever labels; or None."""
     fingerprint = digest(config)
     for path in Path(config.outputs, _label(config.command)).glob(f"*/*/*/{_name(config.seed, fingerprint)}"):
         with contextlib.suppress(DataError):  # it has not finished, or lost files: opening it will tell
-            stored = read(path).config
-            if digest(stored) == fingerprint:
-                return stored
+            run = read(path)
+            if digest(run.config) == fingerprint:
+                return run
     return None
 
 

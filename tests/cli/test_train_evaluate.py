@@ -1,11 +1,12 @@
 """`uqbench train` and `uqbench evaluate` from the command line to the metric table."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import HEAVY
+from helpers import CONF, HEAVY
 
 from uqbench.cli import main
 from uqbench.results.tables import COLUMNS
@@ -83,6 +84,14 @@ def test_a_done_run_is_shown_without_importing_what_computes(trained, importing,
     code, out, err, modules = importing("train", *flags, f"outputs={outputs}", *SMALL)
     assert code == 0 and "spearman" in out and "error" not in err
     assert not HEAVY & modules
+
+
+def test_a_done_run_is_not_taken_for_that_of_an_option_with_the_same_content(trained, tmp_path):
+    run, outputs = trained
+    (tmp_path / "dataset").mkdir()
+    shutil.copy(CONF / "dataset" / "quickstart.yaml", tmp_path / "dataset" / "twin.yaml")
+    assert train(outputs, "--config-dir", str(tmp_path), "dataset=twin") == 0
+    assert (outputs / "train" / "twin-ethanol" / "painn_small" / "ensemble" / run.name / "metrics.csv").exists()
 
 
 def test_a_done_evaluation_is_shown_without_importing_what_computes(trained, importing):

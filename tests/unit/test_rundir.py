@@ -246,8 +246,8 @@ def test_a_finished_run_is_found_by_its_config_alone(tmp_path):
         assert rundir.find_done(config) is None
         run.write_text("metrics.csv", "")
         run.finish()
-    assert rundir.find_done(config) == config
-    assert rundir.find_done(OmegaConf.merge(config, {"data_root": "there"})) == config  # cannot change a result
+    assert rundir.find_done(config).config == config
+    assert rundir.find_done(OmegaConf.merge(config, {"data_root": "there"})).config == config  # cannot change a result
     assert rundir.find_done(OmegaConf.merge(config, {"training": {"lr": 2e-3}})) is None
     stored = (run.path / "config.yaml").read_text()
     (run.path / "config.yaml").write_text(stored.replace("0.001", "0.002"))

@@ -36,6 +36,14 @@ def run(cfg: DictConfig) -> None:
     evaluate_run(cfg, choices())
 
 
+def show_done(run: Run, cfg: DictConfig) -> bool:
+    """Print the metric table of a finished evaluation."""
+    from uqbench.results.runs import show
+
+    show(run)
+    return True
+
+
 def identity(cfg: DictConfig) -> DictConfig:
     """Return what the run of an evaluation is named by: the weights, not the path to them, decide what it is of.
 

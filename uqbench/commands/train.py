@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from uqbench.datasets.base import Dataset
-    from uqbench.rundir import RunDir
+    from uqbench.rundir import Run, RunDir
     from uqbench.structures import Splits, Structures
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,17 @@ def run(cfg: DictConfig) -> None:
 
         show(opened)
         evaluate_also(opened, cfg)
+
+
+def show_done(run: Run, cfg: DictConfig) -> bool:
+    """Print the metric table of a finished training; False where evaluations are to follow."""
+    from uqbench.commands.evaluate import wanted_evaluations
+    from uqbench.results.runs import show
+
+    if wanted_evaluations(cfg):
+        return False
+    show(run)
+    return True
 
 
 def train_run(

@@ -16,7 +16,8 @@ from uqbench.results.collect import Collected, Samples, samples
 from uqbench.results.gaps import gaps
 from uqbench.results.places import METHOD, PLACE, WHAT, plain
 from uqbench.results.statistics import Estimate, Values, difference, estimate, share, share_difference
-from uqbench.results.tables import EV_IN_KCAL_MOL, IDEAL, convert_units
+from uqbench.results.tables import IDEAL
+from uqbench.results.units import EV_IN_KCAL_MOL, convert_units
 
 CARRIED = ("acquisition", "unacquired", "shared", "domain", "trained_on")  # columns that the summary takes over
 ENDS = ("ci_low", "ci_high")

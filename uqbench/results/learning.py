@@ -15,7 +15,8 @@ from rich.table import Table
 
 from uqbench.figures.canvas import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Drawing, render
 from uqbench.results.runs import METRICS
-from uqbench.results.tables import convert_units, number
+from uqbench.results.tables import number
+from uqbench.results.units import convert_units
 from uqbench.rundir import Run
 
 # Split (None: every split that has it), target, metric, and what it is called.

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ase import units as ase_units
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -49,7 +48,6 @@ READERS = {column: _CELLS[kind] for column, kind in COLUMNS.items()}
 
 NUMBERS = ("value", "ci_low", "ci_high")
 IDENTITY = [name for name in COLUMNS if name not in (*NUMBERS, "unit", "n")]
-EV_IN_KCAL_MOL = float(ase_units.mol / ase_units.kcal)
 IDEAL = "_ideal"
 PRINCIPAL = {
     *("mae", "mae_per_atom", "rmse", "rmse_per_atom", "spearman", "nll", "cnll"),
@@ -79,23 +77,6 @@ def metric_frame(rows: Iterable[Row]) -> pd.DataFrame:
     if twice.any():
         first = frame.loc[twice.idxmax()]
         raise ValueError(f"two rows for {first.target}/{first.population}/{first.metric} of run {first.run_id}")
-    return frame
-
-
-def convert_units(frame: pd.DataFrame, units: str) -> pd.DataFrame:
-    """Give the frame with energies and forces in ``eV`` or ``kcal/mol``; unitless metrics stay as they are.
-
-    A negative log likelihood has unit 1 and keeps its value, which refers to eV and eV/Å. Raises ValueError for other
-    units.
-    """
-    if units not in ("eV", "kcal/mol"):
-        raise ValueError(f"units: expected eV or kcal/mol, got {units!r}")
-    if units == "eV":
-        return frame
-    frame = frame.copy()
-    energetic = frame["unit"].isin(["eV", "eV/Å", "eV/atom"])
-    frame.loc[energetic, list(NUMBERS)] *= EV_IN_KCAL_MOL
-    frame.loc[energetic, "unit"] = frame.loc[energetic, "unit"].str.replace("eV", "kcal/mol", regex=False)
     return frame
 
 
