@@ -91,7 +91,14 @@ def batched(potential: Potential, start: Structures) -> Dynamics:
         integrator=BAOAB(timestep=TIMESTEP, friction=FRICTION),
         noise=Noise(0, [("noise", k) for k in range(REPLICAS)], state.counts, "cpu"),
         # Every criterion is looked at, none is met.
-        limits=Limits(min_distance=1e-3, max_distance=1e3, bond_tolerance=1.25, bond_stretch=1e3, kinetic_alarm=1e-300),
+        limits=Limits(
+            min_distance=1e-3,
+            max_distance=1e3,
+            bond_tolerance=1.25,
+            bond_stretch=1e3,
+            kinetic_alarm=1e-300,
+            kinetic_excess=1.0,
+        ),
     )
 
 

@@ -48,7 +48,7 @@ def race(kind: str, workload: str) -> Race:
             skin=1.0,
             integrator=BAOAB(timestep=1.0, friction=10.0),
             noise=Noise(0, [("noise", 0)], state.n_atoms, "cpu"),
-            limits=Limits(1e-3, None, bond_tolerance=1.25, bond_stretch=None, kinetic_alarm=1e-300),
+            limits=Limits(1e-3, None, bond_tolerance=1.25, bond_stretch=None, kinetic_alarm=1e-300, kinetic_excess=1.0),
         ).run(STEPS, Silent())
 
     peer = peer_model(kind)

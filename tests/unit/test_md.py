@@ -21,7 +21,13 @@ from uqbench.structures import Structures
 from uqbench.uq.base import Prediction
 
 KT = units.kB * 300.0
-LOOSE = {"max_distance": None, "bond_tolerance": 1.25, "bond_stretch": None, "kinetic_alarm": 1e-12}
+LOOSE = {
+    "max_distance": None,
+    "bond_tolerance": 1.25,
+    "bond_stretch": None,
+    "kinetic_alarm": 1e-12,
+    "kinetic_excess": 1.0,
+}
 
 
 def frames_of(molecules, origin="toy") -> Structures:
@@ -476,7 +482,14 @@ def codes_at(limits, start, now, speed=1.0):
 
 
 def test_every_criterion_fires_at_its_limit_and_not_before():
-    study = Limits(min_distance=0.75, max_distance=2.25, bond_tolerance=1.25, bond_stretch=None, kinetic_alarm=1e-12)
+    study = Limits(
+        min_distance=0.75,
+        max_distance=2.25,
+        bond_tolerance=1.25,
+        bond_stretch=None,
+        kinetic_alarm=1e-12,
+        kinetic_excess=1.0,
+    )
     start = ammonia()
 
     def moved(distance):
@@ -493,7 +506,14 @@ def test_every_criterion_fires_at_its_limit_and_not_before():
     apart = moved(1.75)
     assert apart.get_all_distances().max() >= 2.25 and apart.get_all_distances()[0].max() < 2.25  # H-H, not N-H
     assert codes_at(study, start, apart) == "max_distance"
-    bonds = Limits(min_distance=0.5, max_distance=None, bond_tolerance=1.25, bond_stretch=1.5, kinetic_alarm=1e-12)
+    bonds = Limits(
+        min_distance=0.5,
+        max_distance=None,
+        bond_tolerance=1.25,
+        bond_stretch=1.5,
+        kinetic_alarm=1e-12,
+        kinetic_excess=1.0,
+    )
     limit = 1.5 * (0.71 + 0.31)
     assert codes_at(bonds, start, moved(limit - 1e-6)) == ""
     assert codes_at(bonds, start, moved(limit + 1e-6)) == "bond_stretch"
@@ -504,7 +524,14 @@ def test_every_criterion_fires_at_its_limit_and_not_before():
 
 def test_bonds_across_a_periodic_boundary_are_followed():
     start = Atoms("SiO", [[0.2, 2, 2], [3.8, 2, 2]], cell=[5, 5, 5], pbc=True)
-    limits = Limits(min_distance=0.5, max_distance=None, bond_tolerance=1.25, bond_stretch=1.5, kinetic_alarm=1e-12)
+    limits = Limits(
+        min_distance=0.5,
+        max_distance=None,
+        bond_tolerance=1.25,
+        bond_stretch=1.5,
+        kinetic_alarm=1e-12,
+        kinetic_excess=1.0,
+    )
     now = start.copy()
     now.positions[1, 0] -= 0.3  # nearer within the cell, farther across the face: 1.7 Å
     assert codes_at(limits, start, now) == ""
@@ -526,6 +553,16 @@ def test_the_kinetic_alarm_is_false_as_often_as_it_says(n_atoms, temperature):
     assert codes_at(limits, chain(n_atoms), chain(n_atoms), speed=1.01 * bound(n_atoms, alarm)) == "kinetic_energy"
 
 
+def test_many_atoms_may_be_hot_for_a_while_and_few_fluctuate_more():
+    """Of 200 atoms 1.5 times the temperature is beyond chance, of 4 atoms 6 times is not."""
+    for n_atoms, excess in ((200, 4.0), (4, 4.0)):
+        limits = Limits(**{**LOOSE, "min_distance": 0.3, "kinetic_excess": excess})
+        most = max(excess, bound(n_atoms, 1e-12))
+        assert codes_at(limits, chain(n_atoms), chain(n_atoms), speed=0.99 * most) == ""
+        assert codes_at(limits, chain(n_atoms), chain(n_atoms), speed=1.01 * most) == "kinetic_energy"
+    assert bound(200, 1e-12) < 1.5 and bound(4, 1e-12) > 6
+
+
 def bound(n_atoms: int, alarm: float) -> float:
     """Highest kinetic temperature in units of the thermostat's."""
     return stats.chi2(3 * n_atoms).isf(alarm) / (3 * n_atoms)
@@ -533,7 +570,7 @@ def bound(n_atoms: int, alarm: float) -> float:
 
 def test_starts_outside_of_the_limits_are_named():
     frames = frames_of([ammonia(), ammonia(1.3)], origin="file.xyz")
-    fine = {"bond_tolerance": 1.25, "bond_stretch": None, "kinetic_alarm": 1e-12}
+    fine = {"bond_tolerance": 1.25, "bond_stretch": None, "kinetic_alarm": 1e-12, "kinetic_excess": 1.0}
     Limits(min_distance=0.75, max_distance=2.25, **fine).check_start(frames, "test")
     with pytest.raises(DataError, match=r"max_distance: 2.0 Å .* frame 1 of split 'test' atoms 1 and 2 are 2\.\d+ Å"):
         Limits(min_distance=0.75, max_distance=2.0, **fine).check_start(frames, "test")
@@ -553,9 +590,10 @@ def test_starts_outside_of_the_limits_are_named():
         ({"bond_stretch": 1.2}, "evaluation.bond_stretch"),
         ({"kinetic_alarm": 0.0}, "evaluation.kinetic_alarm"),
         ({"kinetic_alarm": 0.5}, "evaluation.kinetic_alarm"),
+        ({"kinetic_excess": 0.5}, "evaluation.kinetic_excess"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(change, message):
     sound = {"min_distance": 0.75, "max_distance": 2.25, "bond_tolerance": 1.25, "bond_stretch": 1.5}
     with pytest.raises(ConfigError, match=message):
-        Limits(**{**sound, "kinetic_alarm": 1e-12, **change})
+        Limits(**{**sound, "kinetic_alarm": 1e-12, "kinetic_excess": 1.0, **change})

@@ -36,7 +36,7 @@ class MolecularDynamics(Acquisition):
         uncertainty: score of a structure: `mean` or `max` of the scores of its atoms, or the `energy` score.
         temperature: K.
         duration_ps: ps. timestep_fs: fs. friction_per_ps: 1/ps. record_every: steps.
-        min_distance, bond_tolerance, bond_stretch, kinetic_alarm: see `Limits`.
+        min_distance, bond_tolerance, bond_stretch, kinetic_alarm, kinetic_excess: see `Limits`.
         skin: of the neighbour lists, Å.
         batch_size: trajectories side by side.
     """
@@ -51,6 +51,7 @@ class MolecularDynamics(Acquisition):
     bond_tolerance: float
     bond_stretch: float | None
     kinetic_alarm: float
+    kinetic_excess: float
     skin: float
     batch_size: int
 
@@ -78,8 +79,8 @@ class MolecularDynamics(Acquisition):
         return round(1e3 * self.duration_ps / self.timestep_fs)
 
     def _limits(self) -> Limits:
-        limits = self.min_distance, None, self.bond_tolerance, self.bond_stretch, self.kinetic_alarm
-        return Limits(*limits, section="acquisition")
+        distances = self.min_distance, None, self.bond_tolerance, self.bond_stretch
+        return Limits(*distances, self.kinetic_alarm, self.kinetic_excess, section="acquisition")
 
     def from_frames(self, method: UQMethod, training: Structures, frames: NDArray[np.int64], *, seed: int) -> Proposals:
         """Simulate from these training frames (P,)."""

@@ -37,7 +37,7 @@ class StructureComparison(Evaluation):
     Args:
         temperatures: K. replicas: at each. duration_ps, equilibration_ps: ps. timestep_fs: fs. friction_per_ps: 1/ps.
         record_every: steps between the frames analysed. reach: of g(r), Å, in so many bins.
-        min_distance, kinetic_alarm: see `Limits`. skin: of the neighbour lists, Å.
+        min_distance, kinetic_alarm, kinetic_excess: see `Limits`. skin: of the neighbour lists, Å.
         batch_size: replicas at once. seed: of frames, velocities and noise.
         reference: `oracle`, dynamics on it, or `split`, all frames of the split as they are, at whatever temperatures
             they were taken. oracle: of the reference; not used for `split`.
@@ -57,6 +57,7 @@ class StructureComparison(Evaluation):
         bins: int,
         min_distance: float,
         kinetic_alarm: float,
+        kinetic_excess: float,
         skin: float,
         batch_size: int,
         seed: int,
@@ -85,7 +86,8 @@ class StructureComparison(Evaluation):
             )
         self.integrator = BAOAB(timestep=timestep_fs, friction=friction_per_ps)
         # Bonds may break: in a hot glass they do.
-        self.limits = Limits(min_distance, None, bond_tolerance=1.25, bond_stretch=None, kinetic_alarm=kinetic_alarm)
+        kinetic = {"kinetic_alarm": kinetic_alarm, "kinetic_excess": kinetic_excess}
+        self.limits = Limits(min_distance, None, bond_tolerance=1.25, bond_stretch=None, **kinetic)
         self.replicas, self.every, self.reach, self.bins = replicas, record_every, reach, bins
         self.skin, self.batch_size, self.seed = skin, batch_size, seed
         self.reference, self.oracle = reference, oracle

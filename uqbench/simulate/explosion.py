@@ -27,7 +27,9 @@ class Limits:
 
     The two limits on distances are the study's (ammonia: 0.75 and 2.25 Å). The kinetic energy of a sound replica, over
     kT/2, has a chi-squared distribution with 3N degrees of freedom, whatever the forces (see `md.BAOAB`): its limit is
-    passed by chance with the probability `kinetic_alarm` per step, at every temperature and number of atoms.
+    passed by chance with the probability `kinetic_alarm` per step, at every temperature and number of atoms. That holds
+    once the start is forgotten: a frame from hotter dynamics heats its replica first. For hundreds of atoms, whose
+    kinetic energy hardly fluctuates, that would be an alarm; so none is given below `kinetic_excess` times 3N kT/2.
 
     Attributes:
         min_distance: Å; no two atoms come so near.
@@ -35,6 +37,7 @@ class Limits:
         bond_tolerance: atoms nearer than this many sums of covalent radii at the start are bonded.
         bond_stretch: no bond gets as long as this many sums of covalent radii; or None.
         kinetic_alarm: false-alarm probability of the kinetic energy per step and replica.
+        kinetic_excess: a kinetic energy below this many times its mean is never an alarm.
         section: of the config that the limits stand in, for error messages.
     """
 
@@ -43,6 +46,7 @@ class Limits:
     bond_tolerance: float
     bond_stretch: float | None
     kinetic_alarm: float
+    kinetic_excess: float
     section: str = "evaluation"
 
     def __post_init__(self) -> None:
@@ -65,6 +69,8 @@ class Limits:
                 f"{self.section}.kinetic_alarm: must lie between 0 and 1e-3, or sound replicas count as exploded; got "
                 f"{self.kinetic_alarm}"
             )
+        if not 1 <= self.kinetic_excess < math.inf:
+            raise ConfigError(f"{self.section}.kinetic_excess: must be >= 1, got {self.kinetic_excess}")
 
     def check_start(self, frames: Structures, split: str) -> None:
         """Raise DataError, naming the frame and the distance, where a start geometry is outside of the limits."""
@@ -113,8 +119,8 @@ class Watch:
     def __init__(self, limits: Limits, state: State) -> None:
         self.limits = limits
         degrees = 3 * state.n_atoms.cpu().numpy()
-        bound = torch.as_tensor(chi2.isf(limits.kinetic_alarm, degrees)).to(state.kT)
-        self._most_kinetic = 0.5 * state.kT * bound
+        bound = np.maximum(chi2.isf(limits.kinetic_alarm, degrees), limits.kinetic_excess * degrees)
+        self._most_kinetic = 0.5 * state.kT * torch.as_tensor(bound).to(state.kT)
         self._spread = all_pairs(state) if limits.max_distance is not None else None
         self._bonds, self._longest = None, None
         if limits.bond_stretch is not None:

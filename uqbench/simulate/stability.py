@@ -38,7 +38,7 @@ class Stability(Evaluation):
         temperatures: K. replicas: at each. start_frame: id of the frame that all start from, or None for frames of the
             split in random order, again from the first when all are taken; the same for every temperature.
         duration_ps: ps. timestep_fs: fs. friction_per_ps: 1/ps.
-        min_distance, max_distance, bond_tolerance, bond_stretch, kinetic_alarm: see `Limits`.
+        min_distance, max_distance, bond_tolerance, bond_stretch, kinetic_alarm, kinetic_excess: see `Limits`.
         record_every: steps between records. keep_frames: records kept of an exploded replica.
         equilibration_ps, warning_frames: see `outcome.rows`.
         skin: of the neighbour lists, Å. batch_size: replicas at once. seed: of frames, velocities and noise.
@@ -58,6 +58,7 @@ class Stability(Evaluation):
         bond_tolerance: float,
         bond_stretch: float | None,
         kinetic_alarm: float,
+        kinetic_excess: float,
         record_every: int,
         keep_frames: int,
         equilibration_ps: float,
@@ -91,7 +92,7 @@ class Stability(Evaluation):
                 f"evaluation.equilibration_ps: must lie between 0 and duration_ps ({duration_ps}), got "
                 f"{equilibration_ps}"
             )
-        self.limits = Limits(min_distance, max_distance, bond_tolerance, bond_stretch, kinetic_alarm)
+        self.limits = Limits(min_distance, max_distance, bond_tolerance, bond_stretch, kinetic_alarm, kinetic_excess)
         self.integrator = BAOAB(timestep=timestep_fs, friction=friction_per_ps)
         self.temperatures, self.replicas, self.start_frame = temperatures, replicas, start_frame
         self.timestep, self.record_every, self.keep_frames = timestep_fs, record_every, keep_frames
