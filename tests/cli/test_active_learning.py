@@ -199,6 +199,14 @@ def test_bad_settings_are_one_line(tmp_path, capsys, change, words):
     assert "epoch" not in error, "before anything is trained"
 
 
+def test_a_method_that_is_sure_of_everything_is_refused_before_it_is_trained(tmp_path, capsys):
+    words = [word for word in command(tmp_path) if not word.startswith("uq")]
+    assert main([*words, "uq=deterministic"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("uqbench: error: uq: Deterministic is equally sure") and "\n" not in error
+    assert not list(tmp_path.glob("outputs/al/*/*/*/*")), "nothing is left behind"
+
+
 def test_an_evaluation_can_be_left_out(whole, tmp_path):
     folder = tmp_path / "without"
     folder.mkdir()

@@ -210,7 +210,7 @@ def test_periodic_cells_are_wrapped_and_neighbours_found_anew():
 class Fragile(nn.Module):
     """A method whose scores of one structure are not finite once it has moved far enough."""
 
-    score_scale = "ratio"
+    score_scale, informed = "ratio", True
 
     def __init__(self, method, start, limit):
         super().__init__()

@@ -66,8 +66,17 @@ class AdversarialAttack(Acquisition):
         if wrong:
             raise ConfigError("\n".join(wrong))
 
+    def check(self, method: type[UQMethod]) -> None:
+        """Raise ConfigError where the score is the same everywhere."""
+        if not method.informed:
+            raise ConfigError(
+                f"uq: {method.__name__} is equally sure of every structure, so there is nothing to attack; choose "
+                "another method or acquisition=random"
+            )
+
     def from_frames(self, method: UQMethod, training: Structures, frames: NDArray[np.int64], *, seed: int) -> Proposals:
         """Attack these training frames (P,); raises ConfigError where the method's score is the same everywhere."""
+        self.check(type(method))
         frames = np.asarray(frames, np.int64)
         objective = Objective.fit(
             method,
@@ -169,11 +178,6 @@ class _Climb:
         positions = batch.positions.clone().requires_grad_(True)
         log_partition = torch.as_tensor(self.log_partition[rows]).to(positions.device)
         found = self.objective.evaluate(self.method, batch.with_positions(positions), log_partition)
-        if not found.score.requires_grad:
-            raise ConfigError(
-                f"uq: {type(self.method).__name__} is equally sure of every structure, so there is nothing to attack; "
-                "choose another method or acquisition=random"
-            )
         (gradient,) = torch.autograd.grad(found.objective.sum(), positions)
         values = torch.stack([found.score, found.energy, found.log_probability, found.objective], dim=1)
         return values.detach().cpu().numpy(), gradient.double().cpu().numpy()

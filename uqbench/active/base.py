@@ -60,6 +60,9 @@ class Acquisition(abc.ABC):
         require_disjoint(training, held_out)
         return self.from_frames(method.eval(), training, draw_frames(len(training), n, seed), seed=seed)
 
+    def check(self, method: type[UQMethod]) -> None:  # noqa: B027 - most take any
+        """Raise ConfigError where nothing can be proposed with methods of a class; nothing by default."""
+
     @abc.abstractmethod
     def from_frames(self, method: UQMethod, training: Structures, frames: NDArray[np.int64], *, seed: int) -> Proposals:
         """Return one proposal for each of these training frames (P,).

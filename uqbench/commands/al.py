@@ -57,6 +57,8 @@ def _learn(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, 
     opened.update(labels=labels, choices=choices(), kernels=kernels.use(cfg.kernels))
     with config.build(cfg.oracle) as oracle:
         parts = {"acquisition": config.build(cfg.acquisition), "selection": config.build(cfg.selection)}
+        # Before anything is trained: it would not be proposed from.
+        parts["acquisition"].check(config.locate(cfg.uq._target_))
         loop = config.build(cfg.al, run=opened, oracle=oracle, seed=cfg.seed, **parts)
 
         def train(generation: int, structures: Structures, splits: Splits) -> tuple[Trained, Rows]:

@@ -71,11 +71,12 @@ class UQMethod(nn.Module, abc.ABC):
 
     `score_scale` says what kind of number the scores are: `ratio`, positive with a natural zero, such as variances, or
     `log`, with an arbitrary zero, such as negative log densities. Attacks multiply scores with probabilities, which
-    means something else for either.
+    means something else for either. `informed` says whether they differ between structures at all.
     """
 
     potential: Potential
     score_scale: ClassVar[Literal["ratio", "log"]] = "ratio"
+    informed: ClassVar[bool] = True
 
     def begin(self, n_train: int, seed: int) -> None:
         """Draw what the method needs to know of the training set before training starts; nothing by default."""

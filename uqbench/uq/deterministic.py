@@ -18,6 +18,8 @@ class Deterministic(UQMethod):
         build_potential: makes the potential.
     """
 
+    informed = False
+
     def __init__(self, build_potential: BuildPotential) -> None:
         super().__init__()
         self.potential = build_potential(None, {})
