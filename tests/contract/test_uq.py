@@ -202,10 +202,10 @@ def test_out_of_domain_scores_above_in_domain(uq, tmp_path, record_property):
     structures = quickstart.load()
     train_set, validation, test = (structures[frames] for frames in quickstart.split(structures).values())
     method = small_method(train_set, "painn_small", uq, **{"backbone.features": 16})
-    settings = short_training(epochs=8, lr=5e-3)
-    train(method, train_set[::3], validation[::2], settings, 0, tmp_path)
+    settings = short_training(epochs=8, lr=1e-2)
+    train(method, train_set[::6], validation[::2], settings, 0, tmp_path)
     load_best(tmp_path, method)
-    method.to(torch.float64).eval().fit(train_set[::3], batch_size=64)
+    method.to(torch.float64).eval().fit(train_set[::6], batch_size=64)
     inside, outside = predict(method, test[::2]), predict(method, stretched(test[::2], 1.3))
     found = {}
     for name in ("energy_score", "score"):
