@@ -142,6 +142,20 @@ def test_what_else_is_evaluated_changes_neither_the_run_nor_its_name(trained, tm
     assert not list(tmp_path.glob("new/**/*.pt")), "before anything is trained"
 
 
+def test_a_test_out_of_domain_is_made_where_the_data_has_one(tmp_path, importing, capsys):
+    few = [word for word in SMALL if not word.startswith(("dataset", "uq"))]
+    few += ["dataset=ammonia", "uq=mve", "training.epochs=1", "evaluations.out_of_domain.evaluation.bootstrap=0"]
+    command = ["train", f"outputs={tmp_path}", *few]
+    assert main(command) == 0
+    (table,) = tmp_path.glob("evaluate/ammonia-NH3/*/mve/*/metrics.csv")
+    assert set(pd.read_csv(table).split) == {"out_of_domain"}
+    capsys.readouterr()
+    assert main([*command, "evaluations.out_of_domain.split=null"]) == 0
+    assert "split out_of_domain" not in capsys.readouterr().out
+    code, out, _, modules = importing(*command)
+    assert code == 0 and "split test" in out and "split out_of_domain" in out and not HEAVY & modules
+
+
 def test_evaluating_other_data(trained, tmp_path):
     run, outputs = trained
     from uqbench.datasets.quickstart import Quickstart

@@ -94,7 +94,7 @@ def _generation(
     from uqbench.training import device_of
 
     # Before anything is trained: a wrong name should not cost a generation.
-    wanted_by_name, frames = wanted_evaluations(cfg), {}
+    wanted_by_name, frames = wanted_evaluations(cfg, splits), {}
     for name, wanted in wanted_by_name.items():
         require_split(name, wanted.split, splits)
         frames[name] = structures[splits[wanted.split]]

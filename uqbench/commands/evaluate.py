@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from uqbench.config import Skeleton as CommonSkeleton
+from uqbench.datasets import OUT_OF_DOMAIN
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from uqbench.structures import Structures
 
 WHOLE = "all"
+AUTO = "auto"
 
 
 class Skeleton(CommonSkeleton):
@@ -67,7 +69,7 @@ def evaluate_also(run: RunDir, cfg: DictConfig) -> None:
 
     from uqbench.results.runs import choices
 
-    for name, wanted in wanted_evaluations(cfg).items():
+    for name, wanted in wanted_evaluations(cfg, run.read_json("splits.json")).items():
         common = {key: cfg[key] for key in ("seed", "outputs", "data_root", "kernels")}
         own = {"command": "evaluate", **common, "run": str(run.path), "dataset": None}
         own |= OmegaConf.to_container(wanted, resolve=True)
@@ -75,10 +77,20 @@ def evaluate_also(run: RunDir, cfg: DictConfig) -> None:
         evaluate_run(OmegaConf.create(own), {"evaluation": option} if option else {})
 
 
-def wanted_evaluations(cfg: DictConfig) -> dict[str, DictConfig]:
-    """Return those of a config's `evaluations` that are not switched off, by name; none where it has no such key."""
-    every = cfg.get("evaluations") or {}
-    return {str(name): one for name, one in every.items() if one is not None and one.split is not None}
+def wanted_evaluations(cfg: DictConfig, splits: Mapping[str, Collection]) -> dict[str, DictConfig]:
+    """Return those of a config's `evaluations` that are not switched off, by name; none where it has no such key.
+
+    splits: of the data; the split `auto` is `out_of_domain` where they have one, and switches off where not.
+    """
+    from omegaconf import OmegaConf
+
+    auto = OUT_OF_DOMAIN if len(splits.get(OUT_OF_DOMAIN, ())) else None
+    found = {}
+    for name, one in (cfg.get("evaluations") or {}).items():
+        split = None if one is None else auto if one.split == AUTO else one.split
+        if split is not None:
+            found[str(name)] = one if one.split == split else OmegaConf.merge(one, {"split": split})
+    return found
 
 
 def require_split(name: str, split: str, sizes: Mapping[str, Collection]) -> None:

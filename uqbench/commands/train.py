@@ -55,7 +55,7 @@ def show_done(run: Run, cfg: DictConfig) -> bool:
     from uqbench.commands.evaluate import wanted_evaluations
     from uqbench.results.runs import show
 
-    if wanted_evaluations(cfg):
+    if wanted_evaluations(cfg, run.read_json("splits.json")):
         return False
     show(run)
     return True
@@ -86,7 +86,7 @@ def train_run(
     device = device_of(settings)
     structures, splits = _load(opened, dataset)
     # Before anything is trained: a wrong name should not cost a training.
-    for name, wanted in wanted_evaluations(cfg).items():
+    for name, wanted in wanted_evaluations(cfg, splits).items():
         require_split(name, wanted.split, splits)
     parts = {name: structures[frames] for name, frames in splits.items()}
     opened.update(device=device, labels=labels, choices=choices())

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from uqbench.datasets import OUT_OF_DOMAIN
 from uqbench.datasets.arrays import numeric, read_npz, species_to_numbers
-from uqbench.datasets.base import OUT_OF_DOMAIN, Dataset, Size, split_frames
+from uqbench.datasets.base import Dataset, Size, split_frames
 from uqbench.structures import Splits, Structures
 
 FILE = Path(__file__).with_name("ammonia.npz")

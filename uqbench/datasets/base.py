@@ -20,7 +20,6 @@ from uqbench.structures import Splits, Structures, check_splits
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-OUT_OF_DOMAIN = "out_of_domain"  # what some sources have as well: frames unlike any that is trained on
 
 Size = int | float | None
 

@@ -10,8 +10,8 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
+from uqbench.datasets import OUT_OF_DOMAIN
 from uqbench.datasets.base import (
-    OUT_OF_DOMAIN,
     SPLITS,
     Dataset,
     Size,

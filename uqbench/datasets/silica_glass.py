@@ -11,8 +11,9 @@ import numpy as np
 from ase import Atoms
 
 from uqbench import provenance
+from uqbench.datasets import OUT_OF_DOMAIN
 from uqbench.datasets.arrays import read_npz
-from uqbench.datasets.base import OUT_OF_DOMAIN, SPLITS, Dataset, Labeller, Size, frame_count
+from uqbench.datasets.base import SPLITS, Dataset, Labeller, Size, frame_count
 from uqbench.datasets.download import cache_folder
 from uqbench.datasets.glass import Recipe
 from uqbench.datasets.melts import glasses

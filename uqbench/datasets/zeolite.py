@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from uqbench.datasets import OUT_OF_DOMAIN
 from uqbench.datasets.arrays import numeric, read_npz, species_to_numbers
-from uqbench.datasets.base import OUT_OF_DOMAIN, SPLITS, Dataset, Size, frame_count, require_root
+from uqbench.datasets.base import SPLITS, Dataset, Size, frame_count, require_root
 from uqbench.datasets.download import cache_folder, fetch
 from uqbench.errors import DataError
 from uqbench.seeding import numpy_generator
