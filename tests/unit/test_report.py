@@ -148,6 +148,8 @@ def test_good_values_are_small_after_judging():
     assert np.argmin(badness("calibrated_miscalibration_area_norm", [0.0, 0.13, 0.3])) == 1
     assert np.argmin(badness("cnll", [-2.0, 1.0])) == 0
     assert badness("calibrated_width_90", [1.0]) is None
+    assert np.argmin(badness("closest_shift_O–O", [-0.5, 0.1])) == 1 and bounds("closest_shift_O–O")[0] == -np.inf
+    assert badness("Si_with_4_O", [0.9]) is badness("survival_reference", [1.0]) is None
     assert bounds("cnll")[0] == -np.inf and bounds("calibrated_miscalibration_area") == (0.0, 0.5)
     assert len(set(MAIN)) == len(MAIN)
 
@@ -201,6 +203,50 @@ def test_settings_of_the_method_itself_do_not_name_the_others(tmp_path):
     rows, comparison = summary_of(tmp_path)
     assert set(rows.index.droplevel("metric")) == {("a", ""), ("b", "uq.components=2"), ("b", "uq.components=3")}
     assert set(comparison.differences["variant"]) == {"uq.components=2", "uq.components=3"}, "both against a"
+
+
+def test_what_is_evaluated_afterwards_makes_no_other_method(tmp_path):
+    """`evaluations` are no part of what names a run of `train`, whatever they were in each run."""
+    for seed, replicas in ((0, 4), (1, 8)):
+        for uq in ("a", "b"):
+            write_run(tmp_path, uq, seed, {"mae": 1.0}, evaluations__md__evaluation__replicas=replicas)
+    rows, comparison = summary_of(tmp_path)
+    assert set(rows.index.get_level_values("variant")) == {""} or rows.index.get_level_values("variant").isna().all()
+    assert set(rows.runs) == {2}
+
+
+def test_the_structure_of_simulations_is_a_table_of_its_elements(tmp_path):
+    names = {"survival": 1.0, "rdf_difference_Si–O": 0.2, "closest_shift_O–O": -0.8, "density": 2.2}
+    for uq, worse in (("a", 1.0), ("b", 2.0)):
+        for seed in (0, 1):
+            labels = {"dataset": "glass", "subset": "t", "backbone": "net", "uq": uq, "seed": seed}
+            config = OmegaConf.create({"command": "evaluate", "seed": seed, "split": "test", "uq": {"name": uq}})
+            place = {key: labels[key] for key in ("dataset", "backbone", "uq", "seed")}
+            with RunDir.open(root=tmp_path / "runs", command="evaluate", config=config, **place) as run:
+                run.update(labels=labels, data_sha256="d", source=f"{uq}{seed}", source_settings={"uq.name": uq})
+                rows = [
+                    {"target": "structure", "population": "temperature=300K", "metric": name, "n": 4, "unit": "1"}
+                    | {
+                        "value": value * (1.0 if name in ("survival", "density") else worse),
+                        "ci_low": None,
+                        "ci_high": None,
+                    }
+                    for name, value in names.items()
+                ]
+                write_metrics(run, rows, command="evaluate", split="test", labels=labels)
+                run.finish()
+    collected = collect([tmp_path / "runs"])
+    report.write_report(tmp_path / "out", collected, compare(collected, against="a", units="eV"))
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert (
+        "| share of replicas that stay sound, 300K |" in text
+        and "| shift of the shortest distance, O–O, 300K |" in text
+    )
+    (line,) = (
+        line for line in text.splitlines() if line.startswith("| ∫\\|Δg(r)\\| dr, Si–O, 300K |") and "**" in line
+    )
+    assert "0.2000" in line and "0.4000" in line
+    assert "density" not in text
 
 
 def test_conditions_name_all_methods_and_pair_them(tmp_path):

@@ -55,7 +55,15 @@ LEARNING = (
     ("acquisition", "labelled", "proposals labelled"),
     ("acquisition", "force_rmse", "force RMSE on labelled proposals"),
 )
-SIMULATED = tuple(entry for entry in LEARNING if entry[0] in ("md", "neb"))
+# A star stands for the elements, which are named beside.
+STRUCTURE = (
+    ("structure", "survival", "share of replicas that stay sound"),
+    ("structure", "rdf_difference_*", "∫|Δg(r)| dr"),
+    ("structure", "rdf_peak_shift_*", "shift of the peak of g(r)"),
+    ("structure", "closest_shift_*", "shift of the shortest distance"),
+)
+SIMULATIONS = ("md", "neb", "structure")
+SIMULATED = (*(entry for entry in LEARNING if entry[0] in SIMULATIONS), *STRUCTURE)
 ALL = ("all", "run")  # populations that need not be named
 Metric = tuple[str, str, str, str]
 """Target, metric, population, label."""
@@ -67,16 +75,17 @@ NEUTRAL = (
     *("sharpness", "dispersion", "width", "parameters", "score_", "above_random", "labelled", "count_", "displacement"),
     *("converged", "fmax", "saddle_", "single_point_barrier", "mean_temperature", "median_force_std", "force_std_rise"),
     "force_rmse",  # of the proposals of a run, which are its own
+    *("density", "survival_reference"),
 )
 # Signed distances from a reference, judged by their size.
-SIGNED = ("barrier_error", "reverse_barrier_error", "energy_drift")
+SIGNED = ("barrier_error", "reverse_barrier_error", "energy_drift", "rdf_peak_shift_", "closest_shift_")
 VALUES_OF = ("barrier", "barrier_reference", "reverse_barrier", "reverse_barrier_reference")
 PROPOSED = "adversarial"  # the acquisition that the others are baselines of
 # Shares of a number of trials, whose intervals are binomial.
-SHARES = (("md", "survival"),)
+SHARES = (("md", "survival"), ("structure", "survival"))
 
 # Values between which a metric must lie, by the beginning of its name; the others have no end or begin at zero.
-UNBOUNDED = ("nll", "cnll", "score_", "barrier_error", "reverse_barrier_error", "energy_drift")
+UNBOUNDED = ("nll", "cnll", "score_", *SIGNED)
 BOUNDS = {"spearman": (-1.0, 1.0), "roc_auc": (0.0, 1.0), "miscalibration_area": (0.0, 0.5), "coverage": (0.0, 1.0)}
 BOUNDS |= dict.fromkeys(("survival", "above_random", "converged", "warning_auc"), (0.0, 1.0))
 BOUNDS |= {"conformal_coverage": (0.0, 1.0)} | dict.fromkeys(UNBOUNDED, (-np.inf, np.inf))
@@ -88,12 +97,23 @@ def metrics_of(rows: pd.DataFrame, wanted: Iterable[tuple[str, str, str]]) -> It
     Elements and ranges of forces are left out; of simulations, each temperature is a metric of its own.
     """
     found = grouped(rows.to_dict("records"), "target", "metric")
-    for target, metric, label in wanted:
+    for target, metric, label in _named(wanted, found):
         for (population,), own in grouped(found.get((target, metric), ()), "population").items():
             plain = population in ALL
-            if plain or target in ("md", "neb"):
+            if plain or target in SIMULATIONS:
                 where = "" if plain or target == "neb" else f", {str(population).removeprefix('temperature=')}"
                 yield (target, metric, str(population), label + where), own
+
+
+def _named(wanted: Iterable[tuple[str, str, str]], found: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Yield what is wanted, with each metric that is found in the place of one that ends in a star."""
+    for target, metric, label in wanted:
+        if not metric.endswith("*"):
+            yield target, metric, label
+            continue
+        for other, name in found:
+            if other == target and name.startswith(metric[:-1]):
+                yield target, name, f"{label}, {name.removeprefix(metric[:-1])}"
 
 
 def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple, list[Row]]:
@@ -118,9 +138,9 @@ def badness(metric: str, values: ArrayLike) -> NDArray[np.float64] | None:
     """
     values = np.asarray(values, dtype=np.float64)
     base = metric.removeprefix(CALIBRATED)
-    if base.startswith(NEUTRAL) or base in VALUES_OF:
+    if base.startswith(NEUTRAL) or base in VALUES_OF or "_with_" in base:
         return None
-    if base in SIGNED:
+    if base.startswith(SIGNED):
         return np.abs(values)
     if base.startswith(HIGH_IS_GOOD):
         return -values

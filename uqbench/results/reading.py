@@ -134,7 +134,9 @@ def _settings(path: Path) -> dict[str, Any]:
             found |= _part(part)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
-    return found
+    # A part does not know what command it belongs to.
+    others = config.UNDIGESTED_OF.get(found.get("command"), ())
+    return {key: value for key, value in found.items() if key.partition(".")[0] not in others}
 
 
 @functools.lru_cache(1024)  # the runs of a study have most parts in common
