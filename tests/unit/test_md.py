@@ -21,13 +21,8 @@ from uqbench.structures import Structures
 from uqbench.uq.base import Prediction
 
 KT = units.kB * 300.0
-LOOSE = {
-    "max_distance": None,
-    "bond_tolerance": 1.25,
-    "bond_stretch": None,
-    "kinetic_alarm": 1e-12,
-    "kinetic_excess": 1.0,
-}
+LOOSE = {"max_distance": None, "bond_tolerance": 1.25, "bond_stretch": None}
+LOOSE |= {"kinetic_alarm": 1e-12, "kinetic_excess": 1.0}
 
 
 def frames_of(molecules, origin="toy") -> Structures:
@@ -482,14 +477,7 @@ def codes_at(limits, start, now, speed=1.0):
 
 
 def test_every_criterion_fires_at_its_limit_and_not_before():
-    study = Limits(
-        min_distance=0.75,
-        max_distance=2.25,
-        bond_tolerance=1.25,
-        bond_stretch=None,
-        kinetic_alarm=1e-12,
-        kinetic_excess=1.0,
-    )
+    study = Limits(**{**LOOSE, "min_distance": 0.75, "max_distance": 2.25})
     start = ammonia()
 
     def moved(distance):
@@ -506,14 +494,7 @@ def test_every_criterion_fires_at_its_limit_and_not_before():
     apart = moved(1.75)
     assert apart.get_all_distances().max() >= 2.25 and apart.get_all_distances()[0].max() < 2.25  # H-H, not N-H
     assert codes_at(study, start, apart) == "max_distance"
-    bonds = Limits(
-        min_distance=0.5,
-        max_distance=None,
-        bond_tolerance=1.25,
-        bond_stretch=1.5,
-        kinetic_alarm=1e-12,
-        kinetic_excess=1.0,
-    )
+    bonds = Limits(**{**LOOSE, "min_distance": 0.5, "bond_stretch": 1.5})
     limit = 1.5 * (0.71 + 0.31)
     assert codes_at(bonds, start, moved(limit - 1e-6)) == ""
     assert codes_at(bonds, start, moved(limit + 1e-6)) == "bond_stretch"
@@ -524,14 +505,7 @@ def test_every_criterion_fires_at_its_limit_and_not_before():
 
 def test_bonds_across_a_periodic_boundary_are_followed():
     start = Atoms("SiO", [[0.2, 2, 2], [3.8, 2, 2]], cell=[5, 5, 5], pbc=True)
-    limits = Limits(
-        min_distance=0.5,
-        max_distance=None,
-        bond_tolerance=1.25,
-        bond_stretch=1.5,
-        kinetic_alarm=1e-12,
-        kinetic_excess=1.0,
-    )
+    limits = Limits(**{**LOOSE, "min_distance": 0.5, "bond_stretch": 1.5})
     now = start.copy()
     now.positions[1, 0] -= 0.3  # nearer within the cell, farther across the face: 1.7 Å
     assert codes_at(limits, start, now) == ""
