@@ -49,6 +49,9 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         python((*TRAIN, *TINY, "-m", "seed=0,1,2"), folder)
+        (run,) = Path(folder).glob("outputs/train/*/*/*/seed0-*")
+        workloads["uqbench evaluate, finished"] = ("-m", "uqbench", "evaluate", f"run={run}", "evaluation.bootstrap=0")
+        python(workloads["uqbench evaluate, finished"], folder)
         timed = [functools.partial(python, arguments, folder) for arguments in (*workloads.values(), PEER, FLOOR)]
         *ours, peer, floor = interleaved(timed, options.repeats, clock=child_seconds)
     print(f"processor time, medians of {options.repeats}; python -c pass: {floor:.0f} ms")
