@@ -246,7 +246,7 @@ def test_the_structure_of_simulations_is_a_table_of_its_elements(tmp_path):
         line for line in text.splitlines() if line.startswith("| ∫\\|Δg(r)\\| dr, Si–O, 300K |") and "**" in line
     )
     assert "0.2000" in line and "0.4000" in line
-    assert "density" not in text
+    assert "density" not in text and "## glass, t, test, net, structure\n" in text
 
 
 def test_conditions_name_all_methods_and_pair_them(tmp_path):

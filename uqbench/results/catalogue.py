@@ -62,7 +62,7 @@ STRUCTURE = (
     ("structure", "rdf_peak_shift_*", "shift of the peak of g(r)"),
     ("structure", "closest_shift_*", "shift of the shortest distance"),
 )
-SIMULATIONS = ("md", "neb", "structure")
+SIMULATIONS = {"md": "dynamics", "neb": "barriers", "structure": "structure"}
 SIMULATED = (*(entry for entry in LEARNING if entry[0] in SIMULATIONS), *STRUCTURE)
 ALL = ("all", "run")  # populations that need not be named
 Metric = tuple[str, str, str, str]

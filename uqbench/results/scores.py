@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from uqbench.figures.methods import Panel, Point, methods_figure
-from uqbench.results.catalogue import HIGH_IS_GOOD, MAIN, SIMULATED, Row, metrics_of
+from uqbench.results.catalogue import HIGH_IS_GOOD, MAIN, SIMULATED, SIMULATIONS, Row, metrics_of
 from uqbench.results.collect import Collected
 from uqbench.results.comparison import Comparison
 from uqbench.results.generations import Section
@@ -33,7 +33,10 @@ def sections(collected: Collected, comparison: Comparison) -> Iterator[Section]:
     for place, rows in _by_place(comparison.summary).items():
         if place[0] != OUTER:
             parts = [str(part) for part in place if part != ""]
-            yield _section(", ".join(parts[1:]), slug("-".join(parts)), rows, gaps.get(place), raw[place])
+            # Simulations from a split stand beside the metrics of the same split.
+            kinds = [SIMULATIONS[target] for target in SIMULATIONS if {target} == set(rows["target"]) - {"cost"}]
+            title = ", ".join([*parts[1:], *kinds])
+            yield _section(title, slug("-".join(parts)), rows, gaps.get(place), raw[place])
 
 
 def _by_place(rows: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
