@@ -263,7 +263,10 @@ def test_recipes_that_make_no_glass(tmp_path, changes, message):
 
 
 @installed
-def test_a_process_that_dies_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize("delay", [0.0, 0.5], ids=["whenever", "before it is told what to do"])
+def test_a_process_that_dies_says_so(tmp_path, monkeypatch, delay):
+    encode = json.dumps
+    monkeypatch.setattr(melts.json, "dumps", lambda content, **how: time.sleep(delay) or encode(content, **how))
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(melts.GlassError, match=r"ended with exit code \d+ \(.*\)"):
         silica(tmp_path).load()

@@ -126,9 +126,13 @@ def _one(path: Path, recipe: Recipe, running: Running, taken: dict[Path, int]) -
             start_new_session=True,  # Ctrl-C is for this process to handle
         ) as child,
     ):
-        with contextlib.suppress(OSError):  # it is dead already, and its output ends
-            child.stdin.write(json.dumps({"recipe": dataclasses.asdict(recipe), "path": str(temporary)}) + "\n")
+        order = json.dumps({"recipe": dataclasses.asdict(recipe), "path": str(temporary)})
+        try:
+            child.stdin.write(order + "\n")
             child.stdin.flush()
+        except OSError:  # it is dead already, and its output ends
+            with contextlib.suppress(OSError):  # what is left unwritten would be tried again at the end
+                child.stdin.close()
         for line in child.stdout:
             message = json.loads(line)
             if "error" in message:
