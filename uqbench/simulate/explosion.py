@@ -37,7 +37,8 @@ class Limits:
         bond_tolerance: atoms nearer than this many sums of covalent radii at the start are bonded.
         bond_stretch: no bond gets as long as this many sums of covalent radii; or None.
         kinetic_alarm: false-alarm probability of the kinetic energy per step and replica.
-        kinetic_excess: a kinetic energy below this many times its mean is never an alarm.
+        kinetic_excess: a kinetic energy below this many times its mean is never an alarm; of eleven atoms or more, 4 is
+            above what `kinetic_alarm` at 1e-12 allows.
         section: of the config that the limits stand in, for error messages.
     """
 
