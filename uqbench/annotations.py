@@ -23,7 +23,7 @@ def matches(value: Any, kind: Any) -> bool:
     if origin in _UNIONS:
         return any(matches(value, option) for option in arguments)
     if isinstance(value, dict) and "_target_" in value:
-        return kind not in _SCALARS and origin is not Literal  # an object to be built, checked as a node of its own
+        return kind in (Any, object) or object_kind(kind) is not None  # what is built is checked as a node of its own
     if origin is Literal:
         return any(type(value) is type(option) and value == option for option in arguments)
     if kind is float:
@@ -55,6 +55,16 @@ def is_plain(kind: Any) -> bool:
     plain = isinstance(container, type) and issubclass(container, Mapping | Sequence | os.PathLike)
     composed = plain or container is Iterable or origin in _UNIONS
     return composed and all(is_plain(item) for item in arguments if item is not Ellipsis)
+
+
+def object_kind(kind: Any) -> type | None:
+    """The class of the objects that an annotation asks for, where no YAML can express them; None for plain values."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return object_kind(arguments[0])
+    if origin in _UNIONS:
+        return next(filter(None, map(object_kind, arguments)), None)
+    return kind if isinstance(kind, type) and kind is not object and not is_plain(kind) else None
 
 
 def describe(kind: Any) -> str:

@@ -33,8 +33,10 @@ def build_method(cfg: DictConfig, normalisation: Normalisation) -> UQMethod:
 def load_method(run: Run) -> UQMethod:
     """Load the method of a finished run with its best weights, ready to predict on the CPU.
 
-    Raises CheckpointError when the checkpoint is missing, damaged or does not fit the run's config.
+    Raises ConfigError for a config that must not be built, CheckpointError when the checkpoint is missing, damaged or
+    does not fit the config.
     """
+    config.require_slots(run.config)
     path = Path(run.path) / BEST
     content = load_checkpoint(path)
     weights = content.get("method") if isinstance(content, dict) else None

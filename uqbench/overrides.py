@@ -16,8 +16,9 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from uqbench import rundir
@@ -26,6 +27,11 @@ from uqbench.errors import ConfigError, UserError
 
 LAUNCHER = "hydra/launcher"
 IN_PROCESS = ("local", "basic")
+HYDRA_PLUGINS = "hydra_plugins."
+# What a config may ask of logging, and of the environment of its jobs: nothing that runs code or writes files.
+HANDLERS = ("logging.StreamHandler", "logging.NullHandler")
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+HARMLESS_VARIABLES = re.compile(r"(OMP|MKL|KMP|OPENBLAS)_[A-Z_]+|CUDA_VISIBLE_DEVICES")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,17 +186,27 @@ class Request:
         return self._composed[choices]
 
     def _check_hydra_node(self, node: DictConfig) -> None:
-        """Hydra builds its own plugins; a config must not slip foreign code, nor a wider trust, in among them."""
-        plugins = OmegaConf.to_container(OmegaConf.masked_copy(node, ["launcher", "sweeper", "callbacks"]))
-        for target in _targets(plugins):
-            if not str(target).startswith(("hydra.", "hydra_plugins.")):
-                self.errors.append(f"hydra: '{target}' is not trusted; allowed: hydra.*, hydra_plugins.*")
-        known = {f"{plugin.__module__}.{plugin.__name__}" for plugin in Plugins.instance().discover(Launcher)}
-        if node.launcher._target_ not in known and self.multirun:
-            name = node.runtime.choices[LAUNCHER]
-            self.errors.append(f"{LAUNCHER}={name}: its plugin is not installed; pip install 'uqbench[cluster]'")
+        """Hydra builds its plugins and logging itself: no foreign code must slip in there, nor a wider trust."""
+        found = {kind: Plugins.instance().discover(kind) for kind in (Launcher, Sweeper)}
+        for name, kind in (("launcher", Launcher), ("sweeper", Sweeper)):
+            target = str(node[name].get("_target_"))
+            own = f"hydra.{name}._target_"
+            if target not in {f"{plugin.__module__}.{plugin.__qualname__}" for plugin in found[kind]}:
+                if not target.startswith(HYDRA_PLUGINS) or name == "sweeper":
+                    self.errors.append(f"{own}: '{target}' is not trusted; expected a {name} of Hydra's plugins")
+                elif self.multirun:
+                    choice = node.runtime.choices[LAUNCHER]
+                    self.errors.append(
+                        f"{LAUNCHER}={choice}: its plugin is not installed; pip install 'uqbench[cluster]'"
+                    )
+            nested = _targets([value for key, value in _resolved(node[name]).items() if key != "_target_"])
+            self.errors += [f"hydra.{name}: '{target}' cannot be built in there" for target in nested]
+        for name in node.callbacks or ():
+            self.errors.append(f"hydra.callbacks.{name}: there are no callbacks in uqbench")
+        for name in ("job_logging", "hydra_logging"):
+            self.errors += _logging_errors(_resolved(node[name]), f"hydra.{name}")
         for name in node.job.env_set:
-            if name.startswith("UQBENCH_"):
+            if not HARMLESS_VARIABLES.fullmatch(str(name)):
                 self.errors.append(f"hydra.job.env_set.{name}: set it in the environment, not in a config")
 
     def _check_form(self, override: Override) -> Override | None:
@@ -261,6 +277,30 @@ def _groups(config: DictConfig) -> dict[str, str | None]:
     """The groups of a config and the options in use, in the order of the defaults list."""
     choices = reversed(config.hydra.runtime.choices.items())
     return {group: option for group, option in choices if "hydra/" not in group}
+
+
+def _resolved(node: Any) -> Any:
+    """Plain values of a node of Hydra's, which may hold nodes of the config by interpolation."""
+    try:
+        return OmegaConf.to_container(node, resolve=True) if isinstance(node, Container) else node or {}
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f"{node._get_full_key(None)}: {str(error).splitlines()[0]}") from error
+
+
+def _logging_errors(value: Any, path: str) -> list[str]:
+    """What would let `logging.config.dictConfig` call something, or write somewhere."""
+    if isinstance(value, list):
+        return [error for i, item in enumerate(value) for error in _logging_errors(item, f"{path}[{i}]")]
+    if isinstance(value, dict):
+        errors = []
+        for key, item in value.items():
+            wrong = key in ("()", ".") or (key == "class" and item not in HANDLERS)
+            inner = [] if wrong else _logging_errors(item, f"{path}.{key}")
+            errors += [f"{path}.{key}: '{item}' is not trusted; allowed: {', '.join(HANDLERS)}"] if wrong else inner
+        return errors
+    if isinstance(value, str) and value.startswith(("ext://", "cfg://")) and value not in STREAMS:
+        return [f"{path}: '{value}' is not trusted; allowed: {', '.join(STREAMS)}"]
+    return []
 
 
 def _targets(value: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from uqbench.errors import DataError
 from uqbench.graph import COINCIDENT, Batch
 from uqbench.kernels import Pairs, Wanted
 from uqbench.kernels.choice import compiled
+from uqbench.kernels.computation import Computation
 from uqbench.kernels.connected import connected
 from uqbench.kernels.engine import Engine, Evaluation, Sizes
 from uqbench.kernels.trust import Trust, difference, gradient_difference
@@ -25,6 +26,8 @@ from uqbench.structures import Structures
 
 # Compiled networks, and gradients of such, that were compared with autograd in this process.
 _evaluations, _gradients = Trust("results"), Trust("gradients")
+# Attributes of a potential that are made anew whenever they are needed.
+CACHES = frozenset({"_compiled", "_computation"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,6 +102,8 @@ class Potential(nn.Module):
         init: source of the initial parameters; sets the member axis.
     """
 
+    repeated_by_compiled_code = True
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -111,6 +116,7 @@ class Potential(nn.Module):
         super().__init__()
         self.backbone, self.members, self.activation = backbone, init.members, activation
         self._compiled: tuple[Watch, Engine] | None = None
+        self._computation: Computation | None = None
         width = backbone.features
         self.heads = nn.ModuleDict(
             {
@@ -125,7 +131,7 @@ class Potential(nn.Module):
         self.register_buffer("scale", torch.tensor(normalisation.scale))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
-        self._compiled = None
+        self._forget()
         # The references follow the model to another device, but stay in float64 when it becomes float32.
         exact = self.references
         super()._apply(fn, recurse)
@@ -174,11 +180,13 @@ class Potential(nn.Module):
     def _engine(self, batch: Batch, *, gradient: bool = False) -> Engine | None:
         """Return the network with its present weights as compiled code; None where that is not to be had."""
         library = compiled(batch.positions)
-        if library is None:
+        if self._computation is None:
+            self._computation = Computation(self, ignored=CACHES)
+        if library is None or not self._computation.known:
             return None
         # Fused optimisers and writes to `.data` make no new version: a model in training is laid out anew every time.
         if self._compiled is None or self.training or not self._compiled[0].unchanged():
-            if not hasattr(self.backbone, "weights") or self.scale.dtype != batch.positions.dtype:
+            if self.scale.dtype != batch.positions.dtype:
                 return None
             self._compiled = Watch(self), self._compile(library)
         engine = self._compiled[1]
@@ -194,6 +202,7 @@ class Potential(nn.Module):
             heads=tuple(head.layers[-1].weight.shape[-1] for head in others),
             cutoff=backbone.cutoff,
             head_activation=self.activation,
+            computation=self._computation.description,
             **backbone.description,
         )
         weights = [*backbone.weights(), *(weight for head in self.heads.values() for weight in head.weights())]
@@ -246,12 +255,15 @@ class Potential(nn.Module):
 
     def train(self, mode: bool = True) -> Potential:
         """Set the mode of training; what was compiled is forgotten, because fused optimisers do not count versions."""
-        self._compiled = None
+        self._forget()
         return super().train(mode)
+
+    def _forget(self) -> None:
+        self._compiled = self._computation = None
 
     def __getstate__(self) -> dict:
         # Pointers into memory mean nothing in a copy.
-        return self.__dict__ | {"_compiled": None}
+        return self.__dict__ | dict.fromkeys(CACHES)
 
     def _energy(self, batch: Batch, atomic: Tensor) -> Tensor:
         reference = self.references[self.species_of_element[batch.numbers]]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import uqbench.commands
+import uqbench.config
 from uqbench.cli import main
 
 REPOSITORY = Path(uqbench.__file__).parents[1]
@@ -78,6 +79,22 @@ FILES = {
         # @package _global_
         hydra: {job: {env_set: {UQBENCH_TRUSTED: os}}}
     """,
+    "conf/experiment/compiling.yaml": """
+        # @package _global_
+        hydra: {job: {env_set: {CXX: ./EVIL, OMP_NUM_THREADS: 1}}}
+    """,
+    "conf/experiment/sweeping.yaml": """
+        # @package _global_
+        hydra: {sweeper: {params: {seed: {_target_: os.system, command: touch EVIL}}}}
+    """,
+    "conf/experiment/calling.yaml": """
+        # @package _global_
+        hydra: {callbacks: {mine: {_target_: os.system, command: touch EVIL}}}
+    """,
+    "conf/experiment/logging.yaml": """
+        # @package _global_
+        hydra: {job_logging: {root: {handlers: [mine]}, handlers: {mine: {(): os.system, command: touch EVIL}}}}
+    """,
     "conf/experiment/broken.yaml": "a: [",
     "conf/experiment/fast.yaml": """
         # @package _global_
@@ -98,18 +115,22 @@ FILES = {
         import os
         from typing import Literal
 
-        class Linear:
+        class Model:
+            pass
+
+        class Linear(Model):
             def __init__(self, *, width: int, rate: float, kind: Literal["flat", "round"]):
                 self.width, self.rate, self.kind = width, rate, kind
 
-        class Deep:
+        class Deep(Model):
             def __init__(self, *, width: int, rate: float, depth: int, sizes: list[int]):
                 self.width, self.rate, self.depth, self.sizes = width, rate, depth, sizes
     """,
     # Seen by every Python process that a test starts, and by those that a launcher starts for it.
     "sitecustomize.py": """
-        import pathlib, uqbench.commands
+        import pathlib, uqbench.commands, uqbench.config
         uqbench.commands.__path__.append(str(pathlib.Path(__file__).with_name("commands")))
+        uqbench.config.SLOTS["model"] = "toy_models.Model"
     """,
     "hydra_plugins/process_launcher.py": '''
         """A Hydra launcher that runs every job in a process of its own."""
@@ -159,6 +180,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("UQBENCH_DATA", "UQBENCH_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(uqbench.commands, "__path__", [*uqbench.commands.__path__, str(root / "commands")])
+    monkeypatch.setitem(uqbench.config.SLOTS, "model", "toy_models.Model")
     monkeypatch.syspath_prepend(str(root))
     for module in ("uqbench.commands.toy", "toy_models"):
         monkeypatch.delitem(sys.modules, module, raising=False)

@@ -43,9 +43,24 @@ BAD = {
     "untrusted re-export": (["model=alias"], ["'toy_models.os.system' (really posix.system) is not trusted"]),
     "untrusted nested": (
         ["model.rate={_target_:os.system}"],
-        ["model.rate: expected a number", "model.rate._target_: 'os.system' is not trusted"],
+        ["model.rate: expected a number", "model.rate._target_: 'os.system' cannot stand here; model.rate is a plain"],
     ),
-    "untrusted launcher": (["hydra.launcher._target_=os.system"], ["hydra: 'os.system' is not trusted"]),
+    "untrusted launcher": (
+        ["hydra.launcher._target_=os.system"],
+        ["hydra.launcher._target_: 'os.system' is not trusted"],
+    ),
+    "function of Hydra as launcher": (
+        ["hydra.launcher._target_=hydra.utils.call"],
+        ["hydra.launcher._target_: 'hydra.utils.call' is not trusted"],
+    ),
+    "function of Hydra as sweeper": (
+        ["hydra.sweeper._target_=hydra.utils.get_method"],
+        ["hydra.sweeper._target_: 'hydra.utils.get_method' is not trusted"],
+    ),
+    "code in the sweeper": (["experiment=sweeping"], ["hydra.sweeper: 'os.system' cannot be built in there"]),
+    "callback": (["experiment=calling"], ["hydra.callbacks.mine: there are no callbacks in uqbench"]),
+    "code in the logging": (["experiment=logging"], ["hydra.job_logging.handlers.mine.(): 'os.system' is not trusted"]),
+    "compiler from a config": (["experiment=compiling"], ["hydra.job.env_set.CXX: set it in the environment"]),
     "self-made trust": (["experiment=trusting"], ["hydra.job.env_set.UQBENCH_TRUSTED: set it in the environment"]),
     "two at once": (
         ["trainning.lr=1", "model=liner", "seed=x", "model.rate=fast"],

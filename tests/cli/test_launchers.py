@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
 from uqbench import slurm
@@ -75,7 +76,8 @@ def test_joblib_is_interrupted(start):
 
 
 def test_missing_plugin_names_the_extra(uqbench_main, monkeypatch):
-    monkeypatch.setattr(Plugins.instance(), "discover", lambda kind: [])
+    discover = Plugins.instance().discover
+    monkeypatch.setattr(Plugins.instance(), "discover", lambda kind: [] if kind is Launcher else discover(kind))
     code, _, err = uqbench_main("toy", "-m", "hydra/launcher=joblib", "seed=1,2")
     expected = "hydra/launcher=joblib: its plugin is not installed; pip install 'uqbench[cluster]'"
     assert (code, err) == (2, f"uqbench: error: {expected}\n")

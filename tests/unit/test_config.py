@@ -25,7 +25,8 @@ FITS = [
     ("ab", Sequence[str], False), ([1], Iterable[int], True),
     ({"H": -1.0}, dict[str, float], True), ({"H": "x"}, Mapping[str, float], False),
     ("a/b", Path, True), (1, Path, False), (1, Any, True), (2, Annotated[int, "even"], True),
-    ({"_target_": "x.Y"}, Path, True), ({"_target_": "x.Y"}, int, False), (3, types.SimpleNamespace, False),
+    ({"_target_": "x.Y"}, Path, False), ({"_target_": "x.Y"}, types.SimpleNamespace | None, True),
+    ({"_target_": "x.Y"}, int, False), (3, types.SimpleNamespace, False),
 ]  # fmt: skip
 
 
@@ -59,18 +60,29 @@ class Forward:
         self.other, self.n = other, n
 
 
-def refuse(*, size: int):
-    raise ConfigError(f"size {size} is too small")
+class Refusing(Inner):
+    def __init__(self, *, size: int):
+        raise ConfigError(f"size {size} is too small")
+
+
+class _Private(Inner):
+    pass
+
+
+def function(*, size: int):
+    pass
 
 
 @pytest.fixture(autouse=True)
 def trusted(monkeypatch):
     monkeypatch.setitem(sys.modules, "mine", module := types.ModuleType("mine"))
-    for thing in (Inner, Outer, Forward, refuse):
+    for thing in (Inner, Outer, Forward, Refusing, _Private, function):
         monkeypatch.setattr(thing, "__module__", "mine")
         setattr(module, thing.__name__, thing)
-    module.os, module.value = __import__("os"), 3
+    module.os, module.value, module.alias = __import__("os"), 3, _Private
     monkeypatch.setenv("UQBENCH_TRUSTED", "mine, other.*")
+    for slot, kind in {"model": "mine.Outer", "inner": "mine.Inner", "f": "mine.Forward"}.items():
+        monkeypatch.setitem(config.SLOTS, slot, kind)
 
 
 OUTER = {
@@ -97,9 +109,9 @@ def test_build_errors_name_their_place():
     with pytest.raises(ConfigError, match="model.inner.sice: mine.Inner takes no such argument; did you mean 'size'"):
         config.build(tree(inner={"_target_": "mine.Inner", "sice": 1}).model, data=types, count=1)
     with pytest.raises(ConfigError, match=r"^size 1 is too small$"):
-        config.build(OmegaConf.create({"_target_": "mine.refuse", "size": 1}))
-    with pytest.raises(ConfigError, match=r"size: no value given; add size=\.\.\."):
-        config.build(OmegaConf.create({"_target_": "mine.Inner", "size": "???"}))
+        config.build(OmegaConf.create({"inner": {"_target_": "mine.Refusing", "size": 1}}).inner)
+    with pytest.raises(ConfigError, match=r"inner.size: no value given; add inner.size=\.\.\."):
+        config.build(OmegaConf.create({"inner": {"_target_": "mine.Inner", "size": "???"}}).inner)
     with pytest.raises(ConfigError, match="has no _target_"):
         config.build(OmegaConf.create({"size": 1}))
 
@@ -112,6 +124,12 @@ def test_build_errors_name_their_place():
         ("uqbench.config.importlib.import_module", "is not trusted"),
         ("mineral.x", "is not trusted"),
         ("mine.value", "is not trusted"),  # an instance has no name of its own
+        ("mine._Private", "no public name"),
+        ("mine.alias", "no public name"),
+        ("uqbench.__main__.main", "no public name"),
+        ("uqbench.kernels.build._run", "no public name"),
+        ("mine.function", "is no class"),
+        ("uqbench.config.locate", "is no class"),
         ("mine.Iner", "mine has no 'Iner'; did you mean 'Inner'?"),
         ("other.thing.X", "no module 'other'"),
         ("uqbench.nothing.X", "uqbench has no 'nothing'"),
@@ -158,6 +176,7 @@ def test_validate_collects_everything():
     inner = {"_target_": "mine.Inner", "size": "x", "more": 1}
     cfg = tree(inner=inner, rates=[1, "y"], list=[{"_target_": "os.system"}])
     cfg.seed = "zero"
+    cfg.anywhere = {"_target_": "mine.Inner", "size": 1}
     del cfg.model["seed"]
     assert problems(cfg) == [
         "seed: expected an integer, got 'zero'",
@@ -166,11 +185,57 @@ def test_validate_collects_everything():
         "model.rates: expected a list (a number), got [1, 'y']",
         "model.inner.more: mine.Inner takes no such argument",
         "model.inner.size: expected an integer, got 'x'",
-        "model.list[0]._target_: 'os.system' is not trusted; allowed: uqbench.*, torch.optim.*, mine.*, other.*; "
-        "to add one set UQBENCH_TRUSTED",
+        "model.list[0]._target_: 'os.system' cannot stand here; model.list is a plain value",
+        f"anywhere._target_: 'mine.Inner' cannot stand here, only in {', '.join(config.SLOTS)}",
     ]
     assert problems(OmegaConf.create({"sede": 1})) == ["seed: missing; did you mean 'sede'?"]
     assert problems(OmegaConf.create({"seed": "???"})) == ["seed: no value given; add seed=..."]
+
+
+INSIDE = {
+    "another slot": ({"_target_": "mine.Inner", "size": 1}, "model._target_: mine.Inner cannot stand here; expected a"),
+    "a function": ({"_target_": "mine.function", "size": 1}, "model._target_: mine.function is no class"),
+    "in a number": (OUTER | {"seed": {"_target_": "mine.Spy"}}, "model.seed: expected an integer"),
+    "in a list": (OUTER | {"rates": [{"_target_": "mine.Spy"}]}, "'mine.Spy' cannot stand here; model.rates is a"),
+    "in an object": (OUTER | {"inner": {"_target_": "mine.Spy"}}, "model.inner._target_: mine.Spy cannot stand here"),
+    "deep in an object": (
+        OUTER | {"inner": {"_target_": "mine.Inner", "size": {"_target_": "mine.Spy"}}},
+        "model.inner.size: expected an integer",
+    ),
+    "by reference": (OUTER | {"seed": "${spy}"}, "model.seed: expected an integer"),
+}
+
+
+@pytest.mark.parametrize(("node", "message"), INSIDE.values(), ids=INSIDE)
+@pytest.mark.parametrize("check", ["build", "validate", "require_slots"])
+def test_nothing_is_built_before_all_of_it_is_known_to_be_what_its_place_accepts(node, message, check, monkeypatch):
+    class Spy:
+        def __init__(self):
+            pytest.fail("this must not be built")
+
+    Spy.__module__, Spy.__qualname__ = "mine", "Spy"
+    monkeypatch.setattr(sys.modules["mine"], "Spy", Spy, raising=False)
+
+    def beside(self, *, size: int):
+        pytest.fail("nor this, beside it")
+
+    monkeypatch.setattr(Inner, "__init__", beside)
+    cfg = OmegaConf.create({"seed": 3, "spy": {"_target_": "mine.Spy"}, "model": node})
+    calls = {
+        "build": lambda: config.build(cfg.model, data=types, count=5),
+        "validate": lambda: config.validate(cfg, Small),
+        "require_slots": lambda: config.require_slots(cfg),
+    }
+    if check == "require_slots":
+        message = "cannot stand here|is no class"
+    with pytest.raises(ConfigError, match=message):
+        calls[check]()
+
+
+def test_a_config_that_refers_to_itself_is_an_error():
+    cfg = OmegaConf.create({"seed": 3, "a": {"b": "${c}"}, "c": {"d": "${a}"}})
+    with pytest.raises(ConfigError, match="refers to itself"):
+        config.validate(cfg, Small)
 
 
 def test_validate_imports_no_target_that_has_been_built_of_the_same_node(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from uqbench import kernels, potential
-from uqbench.backbones.blocks import Initialiser
+from uqbench.backbones.blocks import MLP, Initialiser
 from uqbench.backbones.painn import PaiNN
 from uqbench.backbones.schnet import SchNet
 from uqbench.errors import ConfigError, DataError
@@ -216,6 +216,73 @@ def test_a_compiled_network_that_is_wrong_is_not_used(what, ethanol, monkeypatch
     for _ in range(2):
         equal(model(batch), expected, 1e-12)
     assert len(caplog.messages) == 1 and "painn in torch" in caplog.text and "off by" in caplog.text
+
+
+class Dropping(MLP):
+    """A head with dropout, of the size of one without."""
+
+    def forward(self, x):
+        return super().forward(torch.nn.functional.dropout(x, 0.5, training=True))
+
+
+class Doubling(PaiNN):
+    """A backbone with another last step and the weights of the one it is derived from."""
+
+    def forward(self, geometry):
+        return 2 * super().forward(geometry)
+
+
+def dropping(model):
+    old = model.heads["energy"]
+    widths = [old.layers[0].weight.shape[-2], old.layers[0].weight.shape[-1], 1]
+    model.heads["energy"] = Dropping(widths, old.activation, Initialiser(1, None)).double()
+    model.heads["energy"].load_state_dict(old.state_dict())
+
+
+def doubling(model):
+    model.backbone.__class__ = Doubling
+
+
+def other_activation(model):
+    model.heads["energy"].activation = torch.tanh
+
+
+def hooked(model):
+    model.backbone.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def another_child(model):
+    model.backbone.add_module("extra", torch.nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluated", "trained"])
+@pytest.mark.parametrize("change", [dropping, doubling, other_activation, hooked, another_child])
+def test_a_network_of_the_same_sizes_that_computes_something_else_is_not_taken_for_the_plain_one(
+    change, training, ethanol
+):
+    """The plain network is known to be right in this process when the other one comes along."""
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    plain, other = (build("painn", ethanol).double().train(training) for _ in range(2))
+    trust_gradients(plain, batch)
+    assert other._engine(batch) is not None, "the plain network is compiled"
+    change(other.train(training))
+    torch.manual_seed(0)
+    found = other(batch, create_graph=training)
+    kernels.use("torch")
+    torch.manual_seed(0)
+    expected = other(batch, create_graph=training)
+    assert not torch.allclose(expected.energy, plain(batch).energy, rtol=1e-9) or change is another_child
+    torch.testing.assert_close(found.forces, expected.forces, rtol=1e-9, atol=1e-9)
+    kernels.use("native")
+    assert other._engine(batch) is None
+
+
+def test_networks_that_differ_in_a_flag_alone_are_judged_apart(ethanol):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    first, second, third = (build("painn", ethanol).double() for _ in range(3))
+    second.backbone.basis.cutoff = 3.9  # of the envelope alone, which no size tells
+    keys = [model._engine(batch).key for model in (first, second, third)]
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_an_unknown_element_is_named(ethanol):

@@ -10,9 +10,11 @@ import torch
 from ase import Atoms
 from ase.constraints import FixAtoms
 from helpers import options, small_config
+from omegaconf import OmegaConf
 
 import uqbench
 from uqbench.calculator import UQCalculator
+from uqbench.cli import main
 from uqbench.errors import CheckpointError, ConfigError, DataError, UqbenchError
 from uqbench.evaluation import Calibration, predict
 from uqbench.model import build_method
@@ -48,6 +50,35 @@ def run(ethanol, tmp_path_factory):
 def own(ethanol, tmp_path):
     """A run that a test may damage."""
     return write_run(tmp_path, ethanol, "deterministic")[0]
+
+
+FOREIGN = {
+    "a helper of the program": ("uqbench.kernels.build._run", "no public name"),
+    "a function": ("uqbench.files.save_checkpoint", "is no class"),
+    "a class of another slot": ("uqbench.oracles.xtb.XTB", "cannot stand here"),
+    "a class of no slot": ("uqbench.rundir.RunDir", "cannot stand here"),
+    "another package": ("subprocess.Popen", "is not trusted"),
+}
+
+
+@pytest.mark.parametrize(("target", "message"), FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("key", ["backbone", "uq", "training", "dataset", "backbone.features"])
+def test_a_run_that_somebody_sent_builds_only_what_its_slots_accept(own, key, target, message, tmp_path, capsys):
+    config = OmegaConf.load(own / "config.yaml")
+    evil = tmp_path / "evil"
+    OmegaConf.update(config, key, {"_target_": target, "command": ["touch", str(evil)]}, merge=False, force_add=True)
+    (own / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    info = json.loads((own / "run.json").read_text())
+    info["files"]["config.yaml"] = (own / "config.yaml").stat().st_size  # whoever changes the one can change the other
+    (own / "run.json").write_text(json.dumps(info))
+    message = "cannot stand here" if "." in key else message
+    with pytest.raises(ConfigError, match=message) as caught:
+        uqbench.load(own)
+    assert f"{key}._target_" in str(caught.value)
+    assert main(["evaluate", f"run={own}", f"outputs={tmp_path / 'outputs'}"]) == 2
+    err = capsys.readouterr().err
+    assert f"{key}._target_" in err and "Traceback" not in err
+    assert not evil.exists() and not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("uq", options("uq"))

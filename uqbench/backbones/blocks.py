@@ -6,6 +6,7 @@ leading member axis, so that one module computes a whole ensemble in batched mat
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -59,6 +60,8 @@ class Initialiser:
 class Linear(nn.Module):
     """Affine map on the last axis, (..., N, n_in) -> (..., N, n_out), Glorot-uniform with zero bias."""
 
+    repeated_by_compiled_code = True
+
     def __init__(self, n_in: int, n_out: int, init: Initialiser, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = init.uniform((n_in, n_out), math.sqrt(6 / (n_in + n_out)))
@@ -74,6 +77,8 @@ class Linear(nn.Module):
 
 class MLP(nn.Module):
     """Linear layers with the activation between them, (..., N, widths[0]) -> (..., N, widths[-1])."""
+
+    repeated_by_compiled_code = True
 
     def __init__(self, widths: list[int], activation: Callable[[Tensor], Tensor], init: Initialiser) -> None:
         super().__init__()
@@ -93,6 +98,8 @@ class MLP(nn.Module):
 
 class Embedding(nn.Module):
     """One trainable vector per element, (N,) species index -> ([members,] N, features)."""
+
+    repeated_by_compiled_code = True
 
     def __init__(self, n_species: int, features: int, init: Initialiser) -> None:
         super().__init__()
@@ -121,6 +128,8 @@ class BesselBasis(nn.Module):
     Schütt, Unke, Gastegger 2021.
     """
 
+    repeated_by_compiled_code = True
+
     def __init__(self, size: int, cutoff: float) -> None:
         super().__init__()
         self.size, self.cutoff = size, cutoff
@@ -137,6 +146,8 @@ class GaussianBasis(nn.Module):
 
     Source: Schütt et al., J. Chem. Phys. 148, 241722 (2018).
     """
+
+    repeated_by_compiled_code = True
 
     def __init__(self, size: int, cutoff: float) -> None:
         super().__init__()
@@ -186,11 +197,29 @@ class Geometry:
     wanted: Wanted
 
 
+class Backbone(nn.Module, abc.ABC):
+    """A network from geometries to latent features of atoms, one for each conf/backbone/*.yaml.
+
+    Attributes:
+        features: F.
+        cutoff: Å.
+    """
+
+    features: int
+    cutoff: float
+
+    @abc.abstractmethod
+    def forward(self, geometry: Geometry) -> Tensor:
+        """Return the latent features of each atom, ([members,] N, features)."""
+
+
 class FilterBasis(nn.Module):
     """Radial basis times cutoff with a last column for the bias, (..., P) -> (..., P, size + 1).
 
     A linear filter network f(r) = (W·basis(r) + b)·f_c(r) is then one matrix product with the stacked [W; b].
     """
+
+    repeated_by_compiled_code = True
 
     def __init__(self, name: str, size: int, cutoff: float) -> None:
         super().__init__()
@@ -207,6 +236,8 @@ class LinearFilter(nn.Module):
 
     Returns ([members,] blocks, size + 1, features), which times FilterBasis (..., P, size + 1) gives the filters.
     """
+
+    repeated_by_compiled_code = True
 
     def __init__(self, size: int, blocks: int, features: int, init: Initialiser) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from uqbench.annotations import Supplied
 from uqbench.backbones import blocks
-from uqbench.backbones.blocks import Geometry, Initialiser
+from uqbench.backbones.blocks import Backbone, Geometry, Initialiser
 from uqbench.errors import ConfigError
 
 # The even activations under nequip's names; features that are odd under inversion always take tanh, as in the paper.
@@ -23,7 +23,7 @@ ACTIVATIONS = {"silu": "silu", "shifted_softplus": "ssp"}
 READOUT = "per_atom_energy_readout"
 
 
-class NequIP(nn.Module):
+class NequIP(Backbone):
     """NequIP's interaction blocks without its energy readout; the latents are the scalar features of the last block.
 
     Members are evaluated one after the other: their parameters have the leading axis, the `nequip` package has not.

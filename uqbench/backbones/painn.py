@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from uqbench.annotations import Supplied
 from uqbench.backbones import blocks
-from uqbench.backbones.blocks import MLP, Embedding, FilterBasis, Geometry, Initialiser, Linear, LinearFilter
+from uqbench.backbones.blocks import MLP, Backbone, Embedding, FilterBasis, Geometry, Initialiser, Linear, LinearFilter
 from uqbench.kernels import Wanted, painn_message, painn_mix, painn_norm
 
 
-class PaiNN(nn.Module):
+class PaiNN(Backbone):
     """Equivariant message passing with scalar features q (N, F) and vector features μ (3, N, F).
 
     Args:
@@ -26,6 +26,8 @@ class PaiNN(nn.Module):
         n_species: number of elements.
         init: source of the initial parameters; sets the member axis.
     """
+
+    repeated_by_compiled_code = True
 
     def __init__(
         self,
@@ -74,6 +76,8 @@ class PaiNN(nn.Module):
 class Interaction(nn.Module):
     """Messages from the neighbours; μ is (..., 3, N, F), or None in the first block where it is zero."""
 
+    repeated_by_compiled_code = True
+
     def __init__(self, features: int, radial_functions: int, act: Callable, init: Initialiser, *, first: bool) -> None:
         super().__init__()
         # The channels that act on μ have no effect while μ = 0.
@@ -98,6 +102,8 @@ class Interaction(nn.Module):
 
 class Mixing(nn.Module):
     """Exchange between the scalar and vector features of each atom; the last block leaves out the unused μ update."""
+
+    repeated_by_compiled_code = True
 
     def __init__(self, features: int, act: Callable, init: Initialiser, *, last: bool) -> None:
         super().__init__()

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from uqbench.annotations import Supplied
 from uqbench.backbones import blocks
-from uqbench.backbones.blocks import MLP, Embedding, Geometry, Initialiser, Linear
+from uqbench.backbones.blocks import MLP, Backbone, Embedding, Geometry, Initialiser, Linear
 from uqbench.kernels import schnet_message
 
 
-class SchNet(nn.Module):
+class SchNet(Backbone):
     """Invariant message passing with scalar features (N, F).
 
     Args:
@@ -25,6 +25,8 @@ class SchNet(nn.Module):
         n_species: number of elements.
         init: source of the initial parameters; sets the member axis.
     """
+
+    repeated_by_compiled_code = True
 
     def __init__(
         self,
@@ -70,6 +72,8 @@ class SchNet(nn.Module):
 
 class Interaction(nn.Module):
     """One continuous-filter convolution with its atom-wise layers."""
+
+    repeated_by_compiled_code = True
 
     def __init__(self, features: int, radial_functions: int, act: Callable, init: Initialiser, *, first: bool) -> None:
         super().__init__()

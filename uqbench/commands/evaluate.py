@@ -140,6 +140,7 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     from uqbench.results.runs import title_of, write_metrics
     from uqbench.training import device_of
 
+    config.require_slots(source.config)  # before anything of a run that may come from anybody is built
     tune()
     opened.update(kernels=kernels.use(cfg.kernels))
     evaluation = config.build(cfg.evaluation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from ctypes import c_double, c_int64, c_void_p
 
 import torch
@@ -45,6 +45,7 @@ class Sizes:
         heads: output channels of each head but the energy's.
         basis, activation, head_activation: by name.
         cutoff: Å.
+        computation: what the modules say that they compute, see `kernels.computation.description`.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Sizes:
     activation: str
     head_activation: str
     cutoff: float
+    computation: Hashable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,6 +80,10 @@ class Evaluation:
     heads: list[Tensor]
     virials: Tensor | None
     closest: float
+
+
+# A number for each network that differs in more than its weights: to compare descriptions takes microseconds.
+_keys: dict[Sizes, int] = {}
 
 
 class Engine:
@@ -105,6 +111,7 @@ class Engine:
         scale: float,
     ) -> None:
         self.sizes, self.dtype = sizes, weights[0].dtype
+        self.key = _keys.setdefault(sizes, len(_keys))
         self._call = entry(library, f"engine_{sizes.kind}", self.dtype, EngineArguments)
         self._gradient = None
         if sizes.kind in DIFFERENTIABLE:

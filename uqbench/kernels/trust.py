@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uqbench.kernels.engine import Engine, Sizes
+from uqbench.kernels.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 
 class Trust:
-    """What is known of the compiled networks in this process, by their dtype and sizes.
+    """What is known of the compiled networks in this process, by their dtype and by what they compute.
 
     Args:
         what: is compared, in words.
@@ -26,20 +26,20 @@ class Trust:
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self._right: dict[torch.dtype, set[Sizes]] = defaultdict(set)
-        self._wrong: dict[torch.dtype, set[Sizes]] = defaultdict(set)
+        self._right: dict[torch.dtype, set[int]] = defaultdict(set)
+        self._wrong: dict[torch.dtype, set[int]] = defaultdict(set)
 
     def right(self, engine: Engine) -> bool:
         """Return whether networks like this one were found right."""
-        return engine.sizes in self._right[engine.dtype]
+        return engine.key in self._right[engine.dtype]
 
     def wrong(self, engine: Engine) -> bool:
         """Return whether networks like this one were found wrong."""
-        return engine.sizes in self._wrong[engine.dtype]
+        return engine.key in self._wrong[engine.dtype]
 
     def add(self, engine: Engine) -> None:
         """Trust networks like this one."""
-        self._right[engine.dtype].add(engine.sizes)
+        self._right[engine.dtype].add(engine.key)
 
     def judge(self, engine: Engine, error: float) -> bool:
         """Return whether a network with this relative error is right, and remember it; say so if it is wrong.
@@ -52,7 +52,7 @@ class Trust:
         if np.isfinite(error):
             line = "%s in torch, which is slower: %s of the compiled network are off by %.1g; please report this"
             log.warning(line, engine.sizes.kind, self.what, error)
-            self._wrong[engine.dtype].add(engine.sizes)
+            self._wrong[engine.dtype].add(engine.key)
         return False
 
 

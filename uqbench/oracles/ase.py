@@ -42,7 +42,7 @@ class ASE(Engine):
     @staticmethod
     def engine(*, calculator: str, arguments: dict[str, Any], revision: str | None) -> Compute:
         """See `Engine.engine`."""
-        found = locate(calculator, "oracle.calculator")
+        found = locate(calculator, "oracle.calculator", "ase.calculators.calculator.BaseCalculator")
 
         def make() -> Any:
             return found(**arguments)
