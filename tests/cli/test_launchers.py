@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
-from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
 from uqbench import slurm

@@ -70,12 +70,14 @@ def test_a_run_that_somebody_sent_builds_only_what_its_slots_accept(own, key, ta
     (own / "config.yaml").write_text(OmegaConf.to_yaml(config))
     info = json.loads((own / "run.json").read_text())
     info["files"]["config.yaml"] = (own / "config.yaml").stat().st_size  # whoever changes the one can change the other
+    info["labels"] = {"dataset": "d", "subset": "", "backbone": "b", "uq": "deterministic", "seed": 0}
     (own / "run.json").write_text(json.dumps(info))
     message = "cannot stand here" if "." in key else message
     with pytest.raises(ConfigError, match=message) as caught:
         uqbench.load(own)
     assert f"{key}._target_" in str(caught.value)
-    assert main(["evaluate", f"run={own}", f"outputs={tmp_path / 'outputs'}"]) == 2
+    data = [] if key == "dataset" else ["dataset=quickstart"]
+    assert main(["evaluate", f"run={own}", f"outputs={tmp_path / 'outputs'}", *data]) == 2
     err = capsys.readouterr().err
     assert f"{key}._target_" in err and "Traceback" not in err
     assert not evil.exists() and not (tmp_path / "outputs").exists()

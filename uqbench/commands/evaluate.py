@@ -118,7 +118,7 @@ def evaluate_run(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
     own_data = cfg.dataset is None
     if own_data:
         with open_dict(source.config):
-            source.config.data_root = cfg.data_root or source.config.data_root
+            source.config.data_root = cfg.data_root or source.config.get("data_root")
         dataset = config.build(source.config.dataset)
     else:
         dataset = config.build(cfg.dataset)
@@ -127,6 +127,7 @@ def evaluate_run(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
     del place["subset"]
     with rundir.RunDir.open(root=cfg.outputs, command="evaluate", config=identity(cfg), **place) as opened:
         if not opened.done:
+            config.require_slots(source.config)  # before anything more of a run that may come from anybody is built
             opened.update(choices={**source.info.get("choices", {}), **chosen})
             _evaluate(opened, cfg, source, dataset, labels, own_data)
         show(opened)
@@ -140,7 +141,6 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     from uqbench.results.runs import title_of, write_metrics
     from uqbench.training import device_of
 
-    config.require_slots(source.config)  # before anything of a run that may come from anybody is built
     tune()
     opened.update(kernels=kernels.use(cfg.kernels))
     evaluation = config.build(cfg.evaluation)
