@@ -11,11 +11,11 @@ from ase import Atoms
 from common import BACKBONES, CUTOFF, configure, interleaved, our_model, parser_of, structures
 from vesin import NeighborList
 
-from uqbench.calculator import UQCalculator
-from uqbench.datasets.quickstart import Quickstart
-from uqbench.graph import GraphSet
-from uqbench.structures import Structures
-from uqbench.trained import TrainedModel
+from uqbench.data.graph import GraphSet
+from uqbench.data.sources.quickstart import Quickstart
+from uqbench.data.structures import Structures
+from uqbench.inference.calculator import UQCalculator
+from uqbench.inference.trained_model import TrainedModel
 from uqbench.uq.deterministic import Deterministic
 from uqbench.uq.ensemble import Ensemble
 

@@ -19,13 +19,14 @@ import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
 
-from uqbench import allocator, kernels
-from uqbench.backbones.blocks import Initialiser
-from uqbench.backbones.painn import PaiNN
-from uqbench.backbones.schnet import SchNet
-from uqbench.graph import Batch, GraphSet
-from uqbench.potential import Normalisation, Potential
-from uqbench.structures import Structures
+from uqbench.data.graph import Batch, GraphSet
+from uqbench.data.structures import Structures
+from uqbench.models import compiled
+from uqbench.models.blocks import Initialiser
+from uqbench.models.compiled import allocator
+from uqbench.models.painn import PaiNN
+from uqbench.models.potential import Normalisation, Potential
+from uqbench.models.schnet import SchNet
 
 FEATURES, LAYERS, RADIAL, CUTOFF = 128, 3, 20, 5.0
 BACKBONES = ("painn", "schnet")
@@ -229,7 +230,7 @@ def configure(options: argparse.Namespace) -> str:
     tuned = allocator.tune()
     return (
         f"{processor()}, {options.threads} thread{'s' if options.threads > 1 else ''}, torch {torch.__version__}, "
-        f"our kernels {kernels.use(options.kernels)}, allocator {'tuned' if tuned else 'as shipped'} for all, "
+        f"our kernels {compiled.use(options.kernels)}, allocator {'tuned' if tuned else 'as shipped'} for all, "
         f"medians of {options.repeats}"
     )
 

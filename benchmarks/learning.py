@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from uqbench import cli, training
-from uqbench.results.tables import EV_IN_KCAL_MOL
+from uqbench import cli
+from uqbench.runs.tables import EV_IN_KCAL_MOL
+from uqbench.training import loop
 
 THRESHOLDS = (2.0, 1.0, 0.7, 0.5, 0.4, 0.35, 0.3)  # kcal/mol/Å
 
 
-class Timed(training.Progress):
+class Timed(loop.Progress):
     """Progress that keeps seconds and validation force MAE (kcal/mol/Å) of every epoch; validation counts as time."""
 
     rows: list[tuple[float, float]] = []
@@ -34,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="such as experiment=rmd17_mini training.max_seconds=600")
     options = parser.parse_args()
-    training.Progress = Timed
+    loop.Progress = Timed
     with tempfile.TemporaryDirectory() as folder:
         place = [] if any(one.startswith("outputs=") for one in options.overrides) else [f"outputs={folder}"]
         code = cli.main(["train", *options.overrides, *place])

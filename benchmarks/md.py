@@ -20,15 +20,15 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.md.langevin import Langevin
 from common import CUTOFF, interleaved, our_model
 
-from uqbench import allocator
-from uqbench.graph import GraphSet
-from uqbench.potential import Potential
-from uqbench.simulate.dynamics import Dynamics
-from uqbench.simulate.explosion import Limits
-from uqbench.simulate.md import BAOAB, Noise, thermalise
-from uqbench.simulate.recording import Recorder
-from uqbench.simulate.state import State
-from uqbench.structures import Structures
+from uqbench.data.graph import GraphSet
+from uqbench.data.structures import Structures
+from uqbench.md.driver import Dynamics
+from uqbench.md.langevin import BAOAB, Noise, thermalise
+from uqbench.md.limits import Limits
+from uqbench.md.recording import Recorder
+from uqbench.md.state import State
+from uqbench.models.compiled import allocator
+from uqbench.models.potential import Potential
 from uqbench.uq.base import Prediction
 
 REPLICAS, STEPS, TIMESTEP, FRICTION = 100, 20, 0.5, 10.0

@@ -6,10 +6,10 @@ import numpy as np
 from ase import units
 from common import BACKBONES, CUTOFF, Race, Workloads, our_model, peer_model, ready_peer, resident
 
-from uqbench.simulate.dynamics import Dynamics
-from uqbench.simulate.explosion import Limits
-from uqbench.simulate.md import BAOAB, Noise
-from uqbench.simulate.state import State
+from uqbench.md.driver import Dynamics
+from uqbench.md.langevin import BAOAB, Noise
+from uqbench.md.limits import Limits
+from uqbench.md.state import State
 from uqbench.uq.base import Prediction
 
 STEPS = 5  # of a call; the neighbour list is made once in it and lasts, as it does for longer

@@ -12,7 +12,8 @@ import torch
 import train_step
 from common import BACKBONES, PEER, SILICA, processor
 
-from uqbench import allocator, kernels
+from uqbench.models import compiled
+from uqbench.models.compiled import allocator
 
 STEPS = 3  # the optimiser's state is there from the first on; the allocator has settled by the third
 MB = 1024.0  # ru_maxrss is in KiB on Linux
@@ -27,7 +28,7 @@ def measure(kind: str, workload: str, whose: str, threads: int, mode: str) -> di
     """Return the peak with everything imported and built, and after some steps, MB; called in a process of its own."""
     torch.set_num_threads(threads)
     allocator.tune()
-    kernels.use(mode)
+    compiled.use(mode)
     race = train_step.race(kind, workload, None)
     step = race.ours if whose == "uqbench" else race.peer
     if step is None:

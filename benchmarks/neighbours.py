@@ -12,9 +12,9 @@ from ase import Atoms
 from common import CUTOFF, Race, Workloads, structures
 from vesin import NeighborList
 
-from uqbench.graph import neighbour_lists
-from uqbench.structures import Structures
-from uqbench.verlet import VerletList
+from uqbench.data.graph import neighbour_lists
+from uqbench.data.structures import Structures
+from uqbench.data.verlet import VerletList
 
 SYSTEMS = ("ethanol x 1", "silica 576 x 1")
 STEP = 0.02  # Å, as far as atoms go in a femtosecond or two

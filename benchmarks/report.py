@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from uqbench.results.tables import COLUMNS
+from uqbench.runs.tables import COLUMNS
 
 MOLECULES = "aspirin azobenzene benzene ethanol malonaldehyde naphthalene paracetamol salicylic toluene uracil".split()
 METHODS = {"ensemble": 0.8, "mve": 1.0, "evidential": 1.05, "gmm": 1.0, "deterministic": 1.0, "shallow_ensemble": 0.95}

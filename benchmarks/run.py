@@ -21,7 +21,7 @@ import train_step
 from common import Race, configure, interleaved, parser_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from uqbench import kernels
+from uqbench.models import compiled
 
 SIZE = 1024  # of the matrices that give the machine's rate
 BEGIN, END = "<!-- table: benchmarks/run.py --table -->", "<!-- end of table -->"
@@ -32,10 +32,10 @@ def operations(race: Race, mode: str) -> float:
     """Return the floating-point operations of one call of ours: all that its matrix products in plain torch need."""
     if race.flops is not None:
         return race.flops
-    kernels.use("torch")
+    compiled.use("torch")
     with FlopCounterMode(display=False) as counter:
         race.ours()
-    kernels.use(mode)
+    compiled.use(mode)
     return counter.get_total_flops()
 
 

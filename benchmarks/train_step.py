@@ -8,13 +8,13 @@ import torch
 from common import BACKBONES, MEMBERS, Race, Workloads, our_model, peer_models, ready_peer, resident
 from torch import Tensor, nn
 
-from uqbench.graph import Batch
+from uqbench.data.graph import Batch
 
 
 def step(model: nn.Module, batch: Batch, evaluate: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], object]:
     """Return a function that takes one optimiser step on the mean absolute errors of energies and forces.
 
-    The optimiser is the one of `uqbench.training`, for ours and the peer's.
+    The optimiser is the one of `uqbench.training.loop`, for ours and the peer's.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 

@@ -23,16 +23,16 @@ from rich.console import Console
 from rich.table import Table
 
 from uqbench import config
-from uqbench.allocator import tune
-from uqbench.cli import open_hydra
+from uqbench.cli.hydra_session import open_hydra
+from uqbench.cli.jobs import report
+from uqbench.cli.overrides import Request
+from uqbench.data.graph import GraphSet
+from uqbench.data.structures import Structures
 from uqbench.errors import UqbenchError
-from uqbench.graph import GraphSet
-from uqbench.jobs import report
-from uqbench.model import build_method
-from uqbench.overrides import Request
-from uqbench.potential import Normalisation
-from uqbench.structures import Structures
-from uqbench.training import device_of
+from uqbench.models.compiled.allocator import tune
+from uqbench.models.potential import Normalisation
+from uqbench.training.loop import device_of
+from uqbench.uq.io import build_method
 
 ALIKE = ("seed", "dataset.split", "acquisition.", "outputs")  # keys that change no cost, by their beginning
 REPEATS = 5

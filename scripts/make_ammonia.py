@@ -1,4 +1,4 @@
-"""Make uqbench/datasets/ammonia.npz: 78 frames of NH3 near its minimum and 224 far from it, labelled with GFN2-xTB.
+"""Make uqbench/data/sources/ammonia.npz: 78 frames of NH3 near its minimum and 224 far from it, labelled with GFN2-xTB.
 
     python scripts/make_ammonia.py          (needs the extra `xtb`; less than a minute)
 

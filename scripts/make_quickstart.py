@@ -1,4 +1,4 @@
-"""Make uqbench/datasets/quickstart.npz: 1000 frames of ethanol at 500 K, labelled with GFN2-xTB.
+"""Make uqbench/data/sources/quickstart.npz: 1000 frames of ethanol at 500 K, labelled with GFN2-xTB.
 
     python scripts/make_quickstart.py          (needs the extra `xtb`; about six minutes on two cores)
 

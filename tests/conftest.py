@@ -17,8 +17,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 import pytest
 from toy_calculators import children
 
-from uqbench.datasets.quickstart import Quickstart
-from uqbench.structures import Structures
+from uqbench.data.sources.quickstart import Quickstart
+from uqbench.data.structures import Structures
 
 pytest.register_assert_rewrite("model_checks")
 

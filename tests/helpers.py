@@ -8,12 +8,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from uqbench import config
-from uqbench.graph import GraphSet
-from uqbench.model import build_method
-from uqbench.potential import Normalisation
-from uqbench.structures import Structures
-from uqbench.training import Training
+from uqbench.data.graph import GraphSet
+from uqbench.data.structures import Structures
+from uqbench.models.potential import Normalisation
+from uqbench.training.loop import Training
 from uqbench.uq.base import UQMethod
+from uqbench.uq.io import build_method
 
 # What makes any backbone small, where it has such a key.
 SMALL = {"features": 8, "layers": 2, "l_max": 1, "radial_layers": 1, "radial_features": 8}
@@ -60,7 +60,7 @@ def fitted_method(structures: Structures, backbone: str, uq: str, seed: int = 0,
 
 def built(group: str, name: str, **changes: object) -> Any:
     """The object that a YAML of a config group describes, with some of its values changed."""
-    return config.build(OmegaConf.merge(OmegaConf.load(CONF / group / f"{name}.yaml"), changes))
+    return config.build(OmegaConf.merge(OmegaConf.load(CONF / group / f"{name}.yaml"), changes), slot=group)
 
 
 def graphs_of(structures: Structures, cutoff: float = 5.0) -> GraphSet:
@@ -70,5 +70,5 @@ def graphs_of(structures: Structures, cutoff: float = 5.0) -> GraphSet:
 
 def short_training(**changes: object) -> Training:
     """The quick recipe with a few tiny epochs."""
-    settings = config.build(OmegaConf.load(CONF / "training" / "quick.yaml"))
+    settings = config.build(OmegaConf.load(CONF / "training" / "quick.yaml"), slot="training")
     return dataclasses.replace(settings, **{"epochs": 3, "checkpoint_seconds": 0.0, **changes})

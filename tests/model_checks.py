@@ -16,10 +16,10 @@ from ase.build import bulk, molecule
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from uqbench.data.graph import Batch, GraphSet
+from uqbench.data.structures import Structures
 from uqbench.errors import DataError
-from uqbench.graph import Batch, GraphSet
-from uqbench.potential import Output, Potential
-from uqbench.structures import Structures
+from uqbench.models.potential import Output, Potential
 
 CHECKS: dict[str, Callable[[Potential], None]] = {}
 

@@ -8,8 +8,9 @@
 >>> estimate = model.predict(frames)                           # many frames at once: Atoms, a list, Structures
 >>> estimate.energy, estimate.energy_std, estimate.forces, estimate.forces_std, estimate.score
 
-`uqbench.trained.Estimate` lists what is estimated, with shapes and units, `uqbench.calculator.UQCalculator` the ASE
-properties. Errors are subclasses of `uqbench.errors.UqbenchError` with a message of one line.
+`uqbench.inference.trained_model.Estimate` lists what is estimated, with shapes and units,
+`uqbench.inference.calculator.UQCalculator` the ASE properties. Errors are subclasses of
+`uqbench.errors.UqbenchError` with a message of one line.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from uqbench.trained import TrainedModel
+    from uqbench.inference.trained_model import TrainedModel
 
 __all__ = ["load"]
 
@@ -39,6 +40,6 @@ def load(run: str | os.PathLike, *, device: str = "cpu", dtype: str | torch.dtyp
     damaged or do not fit, ConfigError for a device or dtype that cannot be used.
     """
     # Imported here: torch takes seconds, and the command line must answer at once.
-    from uqbench.trained import TrainedModel
+    from uqbench.inference.trained_model import TrainedModel
 
     return TrainedModel.from_run(run, device=device, dtype=dtype)

@@ -15,7 +15,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
-from uqbench import slurm
+from uqbench.runs import slurm
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -89,11 +89,11 @@ class SlurmLauncher(BaseSubmititLauncher):
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """Run one job of the sweep; called by submitit on the node."""
-        from uqbench import interruption
-        from uqbench.jobs import INTERRUPTED
+        from uqbench.cli.jobs import INTERRUPTED
+        from uqbench.runs import signals
 
         os.environ.setdefault("OMP_NUM_THREADS", str(self.cpus))
-        with interruption.at_once(replacing=True):  # of the handlers that submitit has just set
+        with signals.at_once(replacing=True):  # of the handlers that submitit has just set
             try:
                 return super().__call__(*arguments)
             except KeyboardInterrupt:
@@ -181,7 +181,7 @@ class SlurmLauncher(BaseSubmititLauncher):
 
     def _complete_record(self, folder: Path, number: int, overrides: Sequence[str], job: Job, state: str) -> None:
         """Add to the record that a job has left what only SLURM knows; write it where the job was lost without one."""
-        from uqbench.jobs import read_record, record_path, write_record
+        from uqbench.cli.jobs import read_record, record_path, write_record
 
         record = {"overrides": list(overrides), "exit_code": 1, "reasons": ["lost"], "log": None}
         if slurm.left_behind(record_path(folder, number), state):

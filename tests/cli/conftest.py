@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import uqbench.commands
+import uqbench.cli.commands
 import uqbench.config
 from uqbench.cli import main
 
@@ -22,7 +22,7 @@ FILES = {
         from typing import Literal
 
         from uqbench import config, errors
-        from uqbench.rundir import RunDir
+        from uqbench.runs.run_dir import RunDir
 
         class Skeleton(config.Skeleton):
             action: Literal["pass", "refuse", "fail", "crash", "late", "wait", "stop", "vanish", "threads", "yield"]
@@ -128,8 +128,8 @@ FILES = {
     """,
     # Seen by every Python process that a test starts, and by those that a launcher starts for it.
     "sitecustomize.py": """
-        import pathlib, uqbench.commands, uqbench.config
-        uqbench.commands.__path__.append(str(pathlib.Path(__file__).with_name("commands")))
+        import pathlib, uqbench.cli.commands, uqbench.config
+        uqbench.cli.commands.__path__.append(str(pathlib.Path(__file__).with_name("commands")))
         uqbench.config.SLOTS["model"] = "toy_models.Model"
     """,
     "hydra_plugins/process_launcher.py": '''
@@ -179,10 +179,10 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UQBENCH_TRUSTED", "toy_models.*")
     for name in ("UQBENCH_DATA", "UQBENCH_DEBUG"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(uqbench.commands, "__path__", [*uqbench.commands.__path__, str(root / "commands")])
+    monkeypatch.setattr(uqbench.cli.commands, "__path__", [*uqbench.cli.commands.__path__, str(root / "commands")])
     monkeypatch.setitem(uqbench.config.SLOTS, "model", "toy_models.Model")
     monkeypatch.syspath_prepend(str(root))
-    for module in ("uqbench.commands.toy", "toy_models"):
+    for module in ("uqbench.cli.commands.toy", "toy_models"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     return root
 

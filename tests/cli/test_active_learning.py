@@ -11,8 +11,8 @@ import time
 import pandas as pd
 import pytest
 
-from uqbench import lock, rundir
 from uqbench.cli import main
+from uqbench.runs import lock, run_dir
 
 pytest.importorskip("tblite", reason="the oracle needs the extra xtb")
 
@@ -61,7 +61,7 @@ def test_every_generation_is_a_run_with_its_own_frames(whole):
 
 def test_a_generation_can_be_evaluated_like_any_run(whole, tmp_path):
     run = run_of(whole) / "generation_2"
-    assert rundir.read(run).done
+    assert run_dir.read(run).done
     assert main(["evaluate", f"run={run}", "split=validation", f"outputs={tmp_path}", "evaluation.bootstrap=0"]) == 0
 
 
@@ -91,9 +91,9 @@ def test_runs_that_begin_alike_share_the_beginning(whole, tmp_path):
     assert main(wanted) == 0
     assert main([word.replace(str(together), str(alone)) for word in wanted]) == 0
     (path,), own = others(together, first), run_of(alone)
-    assert rundir.read(path / "generation_1").info["adopted_from"].endswith(f"{first}/generation_1")
-    assert "adopted_from" not in rundir.read(own / "generation_1").info
-    assert "adopted_from" not in rundir.read(path / "generation_2").info, "its frames are its own"
+    assert run_dir.read(path / "generation_1").info["adopted_from"].endswith(f"{first}/generation_1")
+    assert "adopted_from" not in run_dir.read(own / "generation_1").info
+    assert "adopted_from" not in run_dir.read(path / "generation_2").info, "its frames are its own"
     tables = [pd.read_csv(run / "metrics.csv").query("target != 'cost'") for run in (path, own)]
     pd.testing.assert_frame_equal(*tables)
     for name in ("generation_1/predictions_test.parquet", "data_2.npz"):
@@ -107,7 +107,7 @@ def test_runs_that_begin_otherwise_share_nothing(whole, tmp_path, change):
     first = run_of(together).name
     assert main(command(together, change, "al.generations=1", f"oracle.cache={whole.parent / 'cache'}")) == 0
     (path,) = others(together, first)
-    assert "adopted_from" not in rundir.read(path / "generation_1").info
+    assert "adopted_from" not in run_dir.read(path / "generation_1").info
 
 
 def test_a_generation_without_new_frames_is_the_last_one_again(tmp_path, whole, capsys, caplog):
@@ -116,7 +116,7 @@ def test_a_generation_without_new_frames_is_the_last_one_again(tmp_path, whole, 
     wanted = ["selection.energy_window=1e-9", f"oracle.cache={whole.parent / 'cache'}"]
     assert main(command(folder, *wanted)) == 0
     assert "none of the proposals is fit to be labelled: 6 " in caplog.text
-    second = rundir.read(run_of(folder) / "generation_2")
+    second = run_dir.read(run_of(folder) / "generation_2")
     assert second.info["adopted_from"].endswith("generation_1")
     tables = [pd.read_csv(run_of(folder) / f"generation_{g}" / "metrics.csv") for g in (1, 2)]
     assert set(tables[1]["generation"]) == {2} and set(tables[1]["run_id"]) == {"generation_2"}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from uqbench.cli import _parse_flags, commands, open_hydra
+from uqbench.cli.hydra_session import open_hydra
+from uqbench.cli.main import _parse_flags, commands
+from uqbench.cli.overrides import Request
 from uqbench.config import Skeleton
-from uqbench.overrides import Request
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -53,7 +54,7 @@ def test_command(words):
     flags = _parse_flags(command, arguments)
     with open_hydra(command, None) as hydra:
         request = Request(hydra.config_loader, command, flags.overrides, flags.multirun)
-        skeleton = getattr(importlib.import_module(f"uqbench.commands.{command}"), "Skeleton", Skeleton)
+        skeleton = getattr(importlib.import_module(f"uqbench.cli.commands.{command}"), "Skeleton", Skeleton)
         if not flags.help:
             assert request.jobs(skeleton)
 

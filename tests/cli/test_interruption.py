@@ -6,9 +6,9 @@ import signal
 
 import torch
 
-from uqbench import training
 from uqbench.cli import main
-from uqbench.rundir import load_checkpoint
+from uqbench.runs.run_dir import load_checkpoint
+from uqbench.training import loop
 
 COMMAND = [
     *("train", "uq=mve", "dataset.n_train=20", "dataset.n_validation=10", "dataset.n_test=12", "backbone.features=8"),
@@ -18,7 +18,7 @@ COMMAND = [
 
 
 def test_sigterm_and_sigusr1_cost_no_step(tmp_path, monkeypatch, capsys):
-    original, steps = training._check_finite, []
+    original, steps = loop._check_finite, []
 
     def signalling(*arguments):
         original(*arguments)
@@ -27,7 +27,7 @@ def test_sigterm_and_sigusr1_cost_no_step(tmp_path, monkeypatch, capsys):
             os.kill(os.getpid(), signals[len(steps)])
 
     signals = {13: signal.SIGTERM, 17: signal.SIGUSR1}  # within the second epoch of ten steps each
-    monkeypatch.setattr(training, "_check_finite", signalling)
+    monkeypatch.setattr(loop, "_check_finite", signalling)
     for launches, done in enumerate(signals, start=1):
         assert main([*COMMAND, f"outputs={tmp_path / 'cut'}"]) == 130
         assert capsys.readouterr().err.endswith("uqbench: interrupted; the same command goes on from here\n")

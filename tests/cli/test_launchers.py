@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-from uqbench import slurm
+from uqbench.runs import slurm
 
 joblib = pytest.importorskip("joblib", reason="needs the extra `cluster`")
 

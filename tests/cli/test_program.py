@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers import HEAVY
 
-from uqbench.completion import SCRIPT
+from uqbench.cli.completion import SCRIPT
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import CONF, HEAVY
 
 from uqbench.cli import main
-from uqbench.results.tables import COLUMNS
+from uqbench.runs.tables import COLUMNS
 
 SMALL = [
     "uq.members=2", "dataset.n_train=40", "dataset.n_validation=10", "dataset.n_test=12", "backbone.features=8",
@@ -158,7 +158,7 @@ def test_a_test_out_of_domain_is_made_where_the_data_has_one(tmp_path, importing
 
 def test_evaluating_other_data(trained, tmp_path):
     run, outputs = trained
-    from uqbench.datasets.quickstart import Quickstart
+    from uqbench.data.sources.quickstart import Quickstart
 
     frames = Quickstart(n_train=30, n_validation=10, n_test=20, block=1, split_seed=0).load()[:6]
     from ase.io import write

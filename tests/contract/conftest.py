@@ -2,9 +2,9 @@
 
 import pytest
 
-from uqbench import kernels
 from uqbench.errors import ConfigError
-from uqbench.kernels import choice
+from uqbench.models import compiled
+from uqbench.models.compiled import choice
 
 OF_MODELS = {"test_active", "test_backbones", "test_uq"}
 WITHOUT_KERNELS = ("nequip",)
@@ -36,6 +36,6 @@ def body(request, monkeypatch):
         return
     monkeypatch.setattr(choice, "_mode", choice._mode)
     try:
-        kernels.use(mode)
+        compiled.use(mode)
     except ConfigError as reason:
         pytest.skip(str(reason))

@@ -8,11 +8,11 @@ from ase.build import bulk
 from helpers import options, small_config, small_method
 from model_checks import CHECKS, batch_of, check_members, evaluate, known_elements, labelled
 
-from uqbench.backbones.blocks import Initialiser
 from uqbench.config import build
 from uqbench.errors import ConfigError
-from uqbench.model import build_method
-from uqbench.potential import Normalisation, Potential
+from uqbench.models.blocks import Initialiser
+from uqbench.models.potential import Normalisation, Potential
+from uqbench.uq.io import build_method
 
 
 @pytest.fixture(scope="module", params=options("backbone"))

@@ -10,10 +10,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from uqbench import config
-from uqbench.annotations import is_plain
-from uqbench.cli import open_hydra
+from uqbench.cli.hydra_session import open_hydra
+from uqbench.cli.overrides import Request
+from uqbench.config.annotations import is_plain
 from uqbench.errors import ConfigError
-from uqbench.overrides import Request
 
 CONF = Path(config.__file__).parents[1] / "conf"
 OPTIONS = [path for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in ("experiment", "hydra")]
@@ -66,7 +66,7 @@ def test_launcher_lists_exactly_the_arguments_of_its_target(path):
 
 def skeleton_of(command: str) -> type:
     """The types of a command's top-level keys."""
-    return getattr(importlib.import_module(f"uqbench.commands.{command}"), "Skeleton", config.Skeleton)
+    return getattr(importlib.import_module(f"uqbench.cli.commands.{command}"), "Skeleton", config.Skeleton)
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)

@@ -9,11 +9,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from uqbench import config
-from uqbench.annotations import is_plain
-from uqbench.cli import open_hydra
-from uqbench.datasets.base import SPLITS, Dataset
+from uqbench.cli.hydra_session import open_hydra
+from uqbench.config.annotations import is_plain
+from uqbench.data.sources.base import SPLITS, Dataset
+from uqbench.data.structures import Structures, check_splits
 from uqbench.errors import DataError
-from uqbench.structures import Structures, check_splits
 
 CONF = Path(config.conf_dir()) / "dataset"
 OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -100,7 +100,7 @@ def test_the_seed_of_the_model_does_not_move_the_split(option):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_constructing_reads_nothing(option, tmp_path):
-    dataset = config.build(node(option, tmp_path / "nowhere", tmp_path / "cache"))
+    dataset = config.build(node(option, tmp_path / "nowhere", tmp_path / "cache"), slot="dataset")
     assert isinstance(dataset, Dataset)
     assert isinstance(dataset.subset, str)
     assert not any(tmp_path.iterdir())
@@ -108,7 +108,7 @@ def test_constructing_reads_nothing(option, tmp_path):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_it_loads_and_splits_or_says_in_one_line_what_is_missing(option, tmp_path):
-    dataset = config.build(node(option, tmp_path / "nowhere", tmp_path / "cache"))
+    dataset = config.build(node(option, tmp_path / "nowhere", tmp_path / "cache"), slot="dataset")
     try:
         structures = load(dataset, option)
     except DataError as error:
@@ -116,18 +116,18 @@ def test_it_loads_and_splits_or_says_in_one_line_what_is_missing(option, tmp_pat
         assert error.exit_code == 2
         return
     assert isinstance(structures, Structures)
-    assert structures.sha256() == config.build(node(option, tmp_path, tmp_path)).load().sha256()
+    assert structures.sha256() == config.build(node(option, tmp_path, tmp_path), slot="dataset").load().sha256()
     splits = dataset.split(structures)
     assert tuple(splits)[: len(SPLITS)] == SPLITS, "others may follow, as a test out of domain"
     check_splits(splits, len(structures))
-    again = config.build(node(option, tmp_path, tmp_path)).split(structures)
+    again = config.build(node(option, tmp_path, tmp_path), slot="dataset").split(structures)
     assert all(np.array_equal(splits[name], again[name]) for name in splits)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_a_data_root_without_the_files_names_the_path(option, tmp_path):
     (tmp_path / "empty").mkdir()
-    dataset = config.build(node(option, tmp_path / "empty", tmp_path / "cache"))
+    dataset = config.build(node(option, tmp_path / "empty", tmp_path / "cache"), slot="dataset")
     try:
         load(dataset, option)
     except DataError as error:
@@ -140,10 +140,10 @@ def test_a_data_root_without_the_files_names_the_path(option, tmp_path):
 def test_split_settings_reach_the_split(option, tmp_path):
     cfg = node(option, tmp_path, tmp_path)
     try:
-        structures = load(config.build(cfg), option)
+        structures = load(config.build(cfg, slot="dataset"), option)
     except DataError:
         pytest.skip(f"{option}: no data without a path")
-    before = config.build(cfg).split(structures)
+    before = config.build(cfg, slot="dataset").split(structures)
     cfg.split_seed = cfg.split_seed + 1
-    after = config.build(cfg).split(structures)
+    after = config.build(cfg, slot="dataset").split(structures)
     assert not all(np.array_equal(before[name], after[name]) for name in SPLITS)

@@ -7,7 +7,7 @@ from helpers import options
 from omegaconf import OmegaConf
 
 from uqbench import config
-from uqbench.cli import open_hydra
+from uqbench.cli.hydra_session import open_hydra
 from uqbench.errors import UqbenchError
 from uqbench.oracles.base import Failure, Label, Oracle
 
@@ -28,7 +28,7 @@ def build(tmp_path, monkeypatch):
         for key in node:
             if OmegaConf.is_missing(node, key):
                 node[key] = GIVEN[key]
-        return config.build(node)
+        return config.build(node, slot="oracle")
 
     return make
 

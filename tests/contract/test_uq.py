@@ -9,11 +9,11 @@ from helpers import graphs_of, options, short_training, small_method
 from scipy.spatial.transform import Rotation
 from scipy.stats import mannwhitneyu, spearmanr
 
-from uqbench.checkpoints import load_best
-from uqbench.datasets.quickstart import Quickstart
+from uqbench.data.sources.quickstart import Quickstart
 from uqbench.metrics.ranking import roc_auc, spearman
-from uqbench.rundir import save_checkpoint
-from uqbench.training import train
+from uqbench.runs.checkpoints import load_best
+from uqbench.runs.run_dir import save_checkpoint
+from uqbench.training.loop import train
 from uqbench.uq.base import UQMethod
 
 PER_ATOM = ("forces", "force_variance", "score")

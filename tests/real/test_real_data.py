@@ -9,10 +9,10 @@ from ase import units
 from omegaconf import OmegaConf
 
 from uqbench import config
-from uqbench.datasets.zeolite import _distance
+from uqbench.data.sources.zeolite import _distance
+from uqbench.data.structures import check_splits, duplicates_across
 from uqbench.errors import DataError
-from uqbench.potential import Normalisation
-from uqbench.structures import check_splits, duplicates_across
+from uqbench.models.potential import Normalisation
 
 ROOT = os.environ.get("UQBENCH_DATA")
 pytestmark = pytest.mark.skipif(ROOT is None, reason="UQBENCH_DATA is not set: no real data here")

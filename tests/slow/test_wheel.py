@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from uqbench.kernels.build import SOURCES
+from uqbench.models.compiled.build import SOURCES
 
 REPOSITORY = Path(__file__).parents[2]
 

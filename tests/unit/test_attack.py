@@ -12,10 +12,10 @@ from helpers import built, fitted_method, graphs_of, options
 from scipy.special import logsumexp
 from torch import nn
 
-from uqbench.active.displacement import random_displacements
-from uqbench.active.objective import Boltzmann, Objective, score_and_energy
+from uqbench.active.acquisition.displacement import random_displacements
+from uqbench.active.acquisition.objective import Boltzmann, Objective, score_and_energy
+from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError, DataError
-from uqbench.structures import Structures
 
 KT = 0.7 * units.kcal / units.mol
 METHODS = [uq for uq in options("uq") if uq != "deterministic"]

@@ -19,14 +19,15 @@ from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 from helpers import options, short_training, small_method
 
-from uqbench.calculator import UQCalculator
-from uqbench.checkpoints import load_best
-from uqbench.datasets.quickstart import Quickstart
+from uqbench.data.sources.quickstart import Quickstart
+from uqbench.data.structures import Structures
 from uqbench.errors import DataError, UqbenchError
-from uqbench.evaluation import Calibration, predict
-from uqbench.structures import Structures
-from uqbench.trained import TrainedModel
-from uqbench.training import train
+from uqbench.inference.calculator import UQCalculator
+from uqbench.inference.calibration import Calibration
+from uqbench.inference.prediction_set import predict
+from uqbench.inference.trained_model import TrainedModel
+from uqbench.runs.checkpoints import load_best
+from uqbench.training.loop import train
 
 UQ = options("uq")
 

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from uqbench.results import ranks
-from uqbench.results.claims import CONTRADICTED, OPEN, SUPPORTED, verdicts
-from uqbench.results.evidence import BARRIER, IN, JUDGED, OUT, RAW, SURVIVAL, Evidence, worth
+from uqbench.report import ranks
+from uqbench.report.claims import CONTRADICTED, OPEN, SUPPORTED, verdicts
+from uqbench.report.evidence import BARRIER, IN, JUDGED, OUT, RAW, SURVIVAL, Evidence, worth
 
 SPEARMAN = ("forces", "spearman")
 MAE = ("forces", "mae")

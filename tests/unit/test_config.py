@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from uqbench import config
-from uqbench.annotations import Supplied, describe, is_plain, matches
+from uqbench.config.annotations import Supplied, describe, is_plain, matches
 from uqbench.errors import ConfigError
 
 FITS = [
@@ -127,7 +127,7 @@ def test_build_errors_name_their_place():
         ("mine._Private", "no public name"),
         ("mine.alias", "no public name"),
         ("uqbench.__main__.main", "no public name"),
-        ("uqbench.kernels.build._run", "no public name"),
+        ("uqbench.models.compiled.build._run", "no public name"),
         ("mine.function", "is no class"),
         ("uqbench.config.locate", "is no class"),
         ("mine.Iner", "mine has no 'Iner'; did you mean 'Inner'?"),

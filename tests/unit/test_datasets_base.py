@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from ase import units
 
-from uqbench.datasets.arrays import numeric, read_npz, species_to_numbers
-from uqbench.datasets.base import choose, distinct, find_file, read_split_file, split_frames
-from uqbench.datasets.units import energy_factor, force_factor, length_factor
+from uqbench.config.names import choose
+from uqbench.data.arrays import numeric, read_npz, species_to_numbers
+from uqbench.data.sources.base import distinct, find_file, read_split_file, split_frames
+from uqbench.data.structures import Structures
 from uqbench.errors import DataError
-from uqbench.structures import Structures
+from uqbench.units import energy_factor, force_factor, length_factor
 
 
 def frames(n, ids=None):

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from uqbench import config
-from uqbench.commands import data
+from uqbench.cli.commands import data
+from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError, DataError
-from uqbench.structures import Structures
 
 
 def composed(option, figure=None, **settings):

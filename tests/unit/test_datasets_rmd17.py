@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from uqbench.datasets.rmd17 import RMD17
+from uqbench.data.sources.rmd17 import RMD17
 from uqbench.errors import DataError
 
 FRAMES = 60

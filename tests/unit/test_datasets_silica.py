@@ -13,9 +13,9 @@ from helpers import CONF
 from omegaconf import OmegaConf
 
 from uqbench import config
-from uqbench.datasets.base import SPLITS
+from uqbench.data.sources.base import SPLITS
+from uqbench.data.structures import check_splits
 from uqbench.errors import DataError
-from uqbench.structures import check_splits
 
 KCAL = units.kcal / units.mol
 SERIES, LENGTH = 30, 4  # trajectories of frames, each hotter than the one before

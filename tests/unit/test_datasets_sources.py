@@ -14,11 +14,11 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from uqbench.datasets.ammonia import Ammonia
-from uqbench.datasets.file import AseFile
-from uqbench.datasets.nff import NFF
-from uqbench.datasets.npz import Npz
-from uqbench.datasets.quickstart import FILE, Quickstart
+from uqbench.data.sources.ammonia import Ammonia
+from uqbench.data.sources.file import AseFile
+from uqbench.data.sources.nff import NFF
+from uqbench.data.sources.npz import Npz
+from uqbench.data.sources.quickstart import FILE, Quickstart
 from uqbench.errors import DataError
 
 KCAL = units.kcal / units.mol

@@ -9,11 +9,11 @@ import pytest
 from ase import Atoms
 from ase.geometry import get_distances
 
-from uqbench.datasets import zeolite
-from uqbench.datasets.base import SPLITS
-from uqbench.datasets.zeolite import Zeolite
+from uqbench.data.sources import zeolite
+from uqbench.data.sources.base import SPLITS
+from uqbench.data.sources.zeolite import Zeolite
+from uqbench.data.structures import check_splits
 from uqbench.errors import DataError
-from uqbench.structures import check_splits
 
 SIZES = {"n_train": 10, "n_validation": 4, "n_test": 5, "n_out_of_domain": 6}
 NUMBERS = {"sod": 2, "dft": 1, "oso": 3}  # formula units
@@ -212,7 +212,7 @@ def test_a_strain_or_a_shift_is_no_displacement():
     frames[3].positions[2] += [0.6, 0, 0]
     from ase.calculators.singlepoint import SinglePointCalculator
 
-    from uqbench.structures import Structures
+    from uqbench.data.structures import Structures
 
     for atoms in frames:
         atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((6, 3)))

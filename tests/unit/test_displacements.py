@@ -9,7 +9,7 @@ from ase.build import minimize_rotation_and_translation, molecule
 from scipy.spatial.transform import Rotation
 
 from uqbench.active.loop import displacements
-from uqbench.structures import Structures
+from uqbench.data.structures import Structures
 
 
 def structures_of(frames):

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from uqbench.datasets import download
-from uqbench.datasets.download import USER_AGENT, cache_folder, fetch, unpack
+from uqbench.data import download
+from uqbench.data.download import USER_AGENT, cache_folder, fetch, unpack
 from uqbench.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(400_000)

@@ -6,15 +6,15 @@ import dataclasses
 import pytest
 import torch
 
-from uqbench import kernels, potential
-from uqbench.backbones.blocks import MLP, Initialiser
-from uqbench.backbones.painn import PaiNN
-from uqbench.backbones.schnet import SchNet
+from uqbench.data.graph import GraphSet
 from uqbench.errors import ConfigError, DataError
-from uqbench.graph import GraphSet
-from uqbench.kernels import choice, engine
-from uqbench.kernels.trust import Trust
-from uqbench.potential import Normalisation, Potential
+from uqbench.models import compiled, potential
+from uqbench.models.blocks import MLP, Initialiser
+from uqbench.models.compiled import choice, engine
+from uqbench.models.compiled.trust import Trust
+from uqbench.models.painn import PaiNN
+from uqbench.models.potential import Normalisation, Potential
+from uqbench.models.schnet import SchNet
 
 FORCES = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -25,7 +25,7 @@ def native(monkeypatch):
     for known in ("_evaluations", "_gradients"):
         monkeypatch.setattr(potential, known, copy.deepcopy(getattr(potential, known)))
     try:
-        kernels.use("native")
+        compiled.use("native")
     except ConfigError as reason:
         pytest.skip(str(reason))
 
@@ -53,11 +53,11 @@ def build(kind, ethanol, members=None, *, features=24, layers=3, basis="bessel",
 
 def outputs(model, batch, *, stress=False):
     """What the compiled network and what autograd give; the former is trusted beforehand."""
-    kernels.use("native")
+    compiled.use("native")
     compiled_network = model._engine(batch)
     potential._evaluations.add(compiled_network)
     found = model(batch, stress=stress)
-    kernels.use("torch")
+    compiled.use("torch")
     assert model._engine(batch) is None
     return found, model(batch, stress=stress)
 
@@ -171,7 +171,7 @@ def test_whatever_changes_counts(change, ethanol):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
     before, _ = outputs(model, batch)
-    assert (kernels.use("native"), model._engine(batch))[1] is model._engine(batch)
+    assert (compiled.use("native"), model._engine(batch))[1] is model._engine(batch)
     change(model)
     found, expected = outputs(model, batch)
     equal(found, expected, 1e-12)
@@ -189,7 +189,7 @@ def test_training_steps_between_evaluations_count(ethanol):
     for _ in range(3):
         equal(*outputs(model.eval(), batch), 1e-12)
         model.train()
-        kernels.use("native")
+        compiled.use("native")
         optimizer.zero_grad()
         model(batch, create_graph=True).forces.square().sum().backward()
         optimizer.step()
@@ -200,9 +200,9 @@ def test_training_steps_between_evaluations_count(ethanol):
 def test_a_compiled_network_that_is_wrong_is_not_used(what, ethanol, monkeypatch, caplog):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
-    kernels.use("torch")
+    compiled.use("torch")
     expected = model(batch)
-    kernels.use("native")
+    compiled.use("native")
     right = engine.Engine.__call__
 
     def wrong(self, batch, *, virials):
@@ -268,12 +268,12 @@ def test_a_network_of_the_same_sizes_that_computes_something_else_is_not_taken_f
     change(other.train(training))
     torch.manual_seed(0)
     found = other(batch, create_graph=training)
-    kernels.use("torch")
+    compiled.use("torch")
     torch.manual_seed(0)
     expected = other(batch, create_graph=training)
     assert not torch.allclose(expected.energy, plain(batch).energy, rtol=1e-9) or change is another_child
     torch.testing.assert_close(found.forces, expected.forces, rtol=1e-9, atol=1e-9)
-    kernels.use("native")
+    compiled.use("native")
     assert other._engine(batch) is None
 
 
@@ -291,7 +291,7 @@ def test_an_unknown_element_is_named(ethanol):
     numbers[3] = 14
     model = build("painn", ethanol).double()
     outputs(model, batch)
-    kernels.use("native")
+    compiled.use("native")
     with pytest.raises(DataError, match="not trained on Si; it knows"):
         model(dataclasses.replace(batch, numbers=numbers))
 
@@ -316,7 +316,7 @@ def test_coincident_atoms_are_an_error(ethanol):
 
 def gradients(model, batch, mode, *, order=1):
     """Energies, forces, and the gradient of something of all outputs by the parameters and the positions."""
-    kernels.use(mode)
+    compiled.use(mode)
     batch = batch.with_positions(batch.positions.clone().requires_grad_(True))
     output = model(batch, create_graph=True)
     results = [output.energy, output.forces, output.latents, *output.heads.values()]
@@ -330,7 +330,7 @@ def gradients(model, batch, mode, *, order=1):
 
 
 def trust_gradients(model, batch):
-    kernels.use("native")
+    compiled.use("native")
     compiled_network = model._engine(batch, gradient=True)
     assert compiled_network is not None
     potential._gradients.add(compiled_network)
@@ -406,7 +406,7 @@ def test_only_what_is_wanted_is_differentiated(ethanol):
     for name in ("energy", "forces", "latents"):
         found = {}
         for mode in ("native", "torch"):
-            kernels.use(mode)
+            compiled.use(mode)
             result = getattr(model(batch, create_graph=True), name)
             found[mode] = torch.autograd.grad(
                 result.square().sum(), [*model.parameters()], allow_unused=True, materialize_grads=True

@@ -6,7 +6,7 @@ import torch
 from helpers import graphs_of, small_method
 
 from uqbench.errors import ConfigError
-from uqbench.training import POINT_LOSSES
+from uqbench.training.loop import POINT_LOSSES
 from uqbench.uq.base import force_trace_variance
 
 

@@ -10,9 +10,11 @@ import torch
 from helpers import graphs_of, small_method
 
 from uqbench.errors import ConfigError, DataError, TrainingError
-from uqbench.evaluation import Calibration, Metrics, cost_rows, resamples_frame
-from uqbench.predictions import predict
-from uqbench.rundir import Run
+from uqbench.evaluations.base import cost_rows
+from uqbench.evaluations.metrics import Metrics, resamples_frame
+from uqbench.inference.calibration import Calibration
+from uqbench.inference.prediction_set import predict
+from uqbench.runs.run_dir import Run
 
 LEVELS = (0.5, 0.9)
 

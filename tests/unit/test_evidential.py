@@ -9,9 +9,9 @@ from helpers import graphs_of, short_training, small_method
 from scipy import stats
 from scipy.special import gammaln
 
-from uqbench.checkpoints import load_best
 from uqbench.errors import ConfigError
-from uqbench.training import POINT_LOSSES, train
+from uqbench.runs.checkpoints import load_best
+from uqbench.training.loop import POINT_LOSSES, train
 from uqbench.uq.base import KCAL_PER_MOL
 from uqbench.uq.likelihoods import HEAD, log_gamma_half_step, nig_nll
 

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
-from uqbench.evaluation import Calibration
+from uqbench.data.structures import Structures
+from uqbench.evaluations.samples import samples
 from uqbench.figures import canvas, panels
-from uqbench.figures.samples import samples
+from uqbench.inference.calibration import Calibration
+from uqbench.inference.prediction_set import Predictions
 from uqbench.metrics import binning, bootstrap, confidence, reliability
-from uqbench.predictions import Predictions
 from uqbench.seeding import numpy_generator
-from uqbench.structures import Structures
 from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, ScoreCalibration
 
 pytestmark = pytest.mark.filterwarnings("error")

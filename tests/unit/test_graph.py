@@ -7,9 +7,9 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.neighborlist import neighbor_list
 
-from uqbench import graph
-from uqbench.graph import GraphSet, neighbour_lists
-from uqbench.structures import Structures
+from uqbench.data import graph
+from uqbench.data.graph import GraphSet, neighbour_lists
+from uqbench.data.structures import Structures
 
 CUTOFF = 4.0
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from scipy.special import expit
 
-from uqbench import kernels
 from uqbench.errors import ConfigError
-from uqbench.kernels import Pairs, build, choice
-from uqbench.kernels.activation import ACTIVATIONS
-from uqbench.kernels.mixing import MIX, MIX_LAST, painn_norm
-from uqbench.kernels.painn import PAINN
-from uqbench.kernels.schnet import SCHNET
+from uqbench.models import compiled
+from uqbench.models.compiled import Pairs, build, choice
+from uqbench.models.compiled.activation import ACTIVATIONS
+from uqbench.models.compiled.mixing import MIX, MIX_LAST, painn_norm
+from uqbench.models.compiled.painn import PAINN
+from uqbench.models.compiled.schnet import SCHNET
 
 ATOMS, PAIRS, RADIAL = 7, 45, 5
 REFERENCES = {"painn": PAINN, "painn_first": PAINN, "schnet": SCHNET, "mix": MIX, "mix_last": MIX_LAST}
@@ -145,9 +145,9 @@ def test_functions_of_single_atoms_to_the_third_order(native, fresh, name, dtype
         return found
 
     for order in range(4):
-        kernels.use("native")
+        compiled.use("native")
         found = derivatives(order)
-        kernels.use("torch")
+        compiled.use("torch")
         tolerance = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
         for a, b in zip(found, derivatives(order), strict=True):
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.detach().abs().max()))
@@ -158,7 +158,7 @@ def test_functions_of_single_atoms_to_the_third_order(native, fresh, name, dtype
 def test_activations_over_the_whole_range(native, fresh, name, dtype):
     largest = {torch.float32: 80.0, torch.float64: 700.0}[dtype]
     x = torch.cat([torch.linspace(-largest, largest, 4001, dtype=dtype), torch.tensor([0.0, -1e30, 1e30], dtype=dtype)])
-    kernels.use("native")
+    compiled.use("native")
     found, nan = ACTIVATIONS[name](x), ACTIVATIONS[name](torch.tensor([torch.nan, 1.0], dtype=dtype))
     exact = x.double().numpy()
     exact = exact * expit(exact) if name == "silu" else np.logaddexp(0, exact) - np.log(2)
@@ -169,12 +169,12 @@ def test_activations_over_the_whole_range(native, fresh, name, dtype):
 
 def test_without_a_compiler_torch_is_taken_with_one_line(fresh, monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert kernels.use("auto") == "torch"
+    assert compiled.use("auto") == "torch"
     assert choice.chosen(PAINN, torch.zeros(1)) is PAINN
     (line,) = caplog.messages
     assert "no-such-compiler" in line and "\n" not in line
     with pytest.raises(ConfigError, match="no C\\+\\+ compiler found"):
-        kernels.use("native")
+        compiled.use("native")
 
 
 def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch, tmp_path, caplog):
@@ -183,7 +183,7 @@ def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch, tmp_path, caplog):
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("UQBENCH_CACHE", str(tmp_path / "cache"))
-    assert kernels.use("auto") == "torch"
+    assert compiled.use("auto") == "torch"
     assert "ended with 3 (out of luck)" in caplog.text
     assert [path.suffix for path in (tmp_path / "cache" / "kernels").iterdir()] == [".lock"]
 
@@ -196,7 +196,7 @@ def test_a_library_that_cannot_be_loaded_is_named(fresh, monkeypatch, tmp_path, 
     except build.NoKernels as reason:
         pytest.skip(str(reason))
     damaged.write_bytes(b"half of it")
-    assert kernels.use("auto") == "torch"
+    assert compiled.use("auto") == "torch"
     assert f"{damaged} cannot be loaded" in caplog.text and "delete it" in caplog.text
 
 
@@ -205,20 +205,20 @@ def test_a_wrong_kernel_is_not_used(native, fresh, monkeypatch, caplog):
         return tuple(2 * result for result in PAINN.message(graph, arguments))
 
     monkeypatch.setattr(choice, "forms", lambda _: {"painn": dataclasses.replace(PAINN, message=twice)})
-    kernels.use("native")
+    compiled.use("native")
     assert choice.chosen(PAINN, torch.zeros(1)) is PAINN
     assert "painn kernel is off by" in caplog.text
 
 
 def test_what_native_code_does_not_know_is_left_to_torch(native, fresh):
-    kernels.use("native")
+    compiled.use("native")
     assert choice.chosen(PAINN, torch.zeros(1)) is not PAINN
     assert choice.chosen(PAINN, torch.zeros(1, dtype=torch.bfloat16)) is PAINN
     assert choice.chosen(PAINN, torch.zeros(1, device="meta")) is PAINN
-    kernels.use("torch")
+    compiled.use("torch")
     assert choice.chosen(PAINN, torch.zeros(1)) is PAINN
 
 
 def test_an_unknown_choice_is_an_error():
     with pytest.raises(ConfigError, match="choose one of auto, torch, native"):
-        kernels.use("fast")
+        compiled.use("fast")

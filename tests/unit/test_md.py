@@ -9,15 +9,15 @@ from ase.md.langevin import Langevin
 from helpers import options, small_method
 from scipy import stats
 
+from uqbench.data.graph import GraphSet, neighbour_lists
+from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError, DataError
-from uqbench.graph import GraphSet, neighbour_lists
-from uqbench.simulate import neighbours as neighbours_module
-from uqbench.simulate.dynamics import Dynamics
-from uqbench.simulate.explosion import REASONS, Limits, Watch, all_pairs
-from uqbench.simulate.md import BAOAB, Noise, thermalise
-from uqbench.simulate.neighbours import Neighbours
-from uqbench.simulate.state import State
-from uqbench.structures import Structures
+from uqbench.md import neighbours as neighbours_module
+from uqbench.md.driver import Dynamics
+from uqbench.md.langevin import BAOAB, Noise, thermalise
+from uqbench.md.limits import REASONS, Limits, Watch, all_pairs
+from uqbench.md.neighbours import Neighbours
+from uqbench.md.state import State
 from uqbench.uq.base import Prediction
 
 KT = units.kB * 300.0
@@ -206,7 +206,7 @@ def test_noise_of_a_replica_depends_on_its_stream_alone(monkeypatch):
     counts = torch.tensor([4, 2, 9])
     together = Noise(0, [("a",), ("b",), ("c",)], counts, "cpu")
     drawn = [together() for _ in range(100)]
-    monkeypatch.setattr("uqbench.simulate.md.BLOCK", 7)
+    monkeypatch.setattr("uqbench.md.langevin.BLOCK", 7)
     alone = Noise(0, [("c",)], counts[2:], "cpu")
     assert all(torch.equal(alone(), one[6:]) for one in drawn)
     leaving = Noise(0, [("a",), ("b",), ("c",)], counts, "cpu")

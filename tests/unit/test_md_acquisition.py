@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import built, fitted_method
 
-from uqbench.active.objective import score_and_energy
+from uqbench.active.acquisition.objective import score_and_energy
 from uqbench.errors import ConfigError
 
 # The forces of an untrained network heat a molecule within a femtosecond.

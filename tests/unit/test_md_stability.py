@@ -16,13 +16,14 @@ from test_md import chain, frames_of, lithium, toy
 
 from uqbench import config
 from uqbench.errors import ConfigError, DataError
-from uqbench.evaluation import Calibration, Trained
+from uqbench.evaluations.md import Stability
 from uqbench.figures import dynamics as figures
-from uqbench.results.runs import write_metrics
-from uqbench.results.tables import READERS, render
-from uqbench.rundir import RunDir
-from uqbench.simulate import outcome
-from uqbench.simulate.stability import Stability
+from uqbench.inference.calibration import Calibration
+from uqbench.inference.trained_model import TrainedModel
+from uqbench.md import outcome
+from uqbench.runs.metrics_table import write_metrics
+from uqbench.runs.run_dir import RunDir
+from uqbench.runs.tables import READERS, render
 from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, ScoreCalibration
 
 LABELS = {"dataset": "toy", "subset": None, "backbone": "none", "uq": "none", "seed": 0}
@@ -33,7 +34,7 @@ def stability(**changes) -> Stability:
     settings = OmegaConf.load(CONF / "evaluation" / "md.yaml")
     for key, value in {**FEW, **changes}.items():
         settings[key] = value
-    return config.build(settings)
+    return config.build(settings, slot="evaluation")
 
 
 class ToyMethod(torch.nn.Module):
@@ -46,9 +47,9 @@ class ToyMethod(torch.nn.Module):
         self.predict = toy
 
 
-def trained(method=None) -> Trained:
+def trained(method=None) -> TrainedModel:
     scores = ScoreCalibration(LinearCalibration(a=0.04, b=0.01, floor=0.01), ConformalCalibration({}))
-    return Trained(method or ToyMethod(), Calibration(forces=scores, energy=scores), "cpu")
+    return TrainedModel(method or ToyMethod(), Calibration(forces=scores, energy=scores), "cpu")
 
 
 def opened(folder, name="run") -> RunDir:
@@ -68,7 +69,7 @@ def evaluated(folder, frames, method=None, name="run", **changes):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leave the figures out, which take most of the time of a short simulation."""
-    monkeypatch.setattr("uqbench.simulate.stability.render", lambda drawings: {})
+    monkeypatch.setattr("uqbench.evaluations.md.render", lambda drawings: {})
 
 
 @pytest.fixture(scope="module")

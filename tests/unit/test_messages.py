@@ -7,13 +7,13 @@ import pytest
 import torch
 from helpers import graphs_of
 
-from uqbench import kernels
-from uqbench.backbones import painn as painn_backbone
-from uqbench.backbones import schnet as schnet_backbone
-from uqbench.backbones.blocks import Initialiser
 from uqbench.errors import ConfigError
-from uqbench.kernels import Pairs, Wanted, choice, painn, painn_message, pairs, schnet_message
-from uqbench.potential import Normalisation, Potential
+from uqbench.models import compiled
+from uqbench.models import painn as painn_backbone
+from uqbench.models import schnet as schnet_backbone
+from uqbench.models.blocks import Initialiser
+from uqbench.models.compiled import Pairs, Wanted, choice, painn, painn_message, pairs, schnet_message
+from uqbench.models.potential import Normalisation, Potential
 
 N_ATOMS, N_PAIRS, FEATURES, RADIAL = 5, 9, 3, 2
 
@@ -81,7 +81,7 @@ def body(request, monkeypatch):
     """Every test here is one of both bodies."""
     monkeypatch.setattr(choice, "_mode", choice._mode)
     try:
-        kernels.use(request.param)
+        compiled.use(request.param)
     except ConfigError as reason:
         pytest.skip(str(reason))
     return request.param

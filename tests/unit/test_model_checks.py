@@ -7,10 +7,10 @@ import torch
 from model_checks import CHECKS, check_members, known_elements
 from torch import nn
 
-from uqbench.backbones import blocks
-from uqbench.backbones.blocks import Embedding, Initialiser, Linear
 from uqbench.errors import DataError
-from uqbench.potential import Normalisation, Potential
+from uqbench.models import blocks
+from uqbench.models.blocks import Embedding, Initialiser, Linear
+from uqbench.models.potential import Normalisation, Potential
 
 FEATURES = 4
 

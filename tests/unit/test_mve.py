@@ -8,8 +8,8 @@ from helpers import graphs_of, short_training, small_method
 from scipy import stats
 
 from uqbench.errors import ConfigError, TrainingError
-from uqbench.rundir import load_checkpoint
-from uqbench.training import POINT_LOSSES, train
+from uqbench.runs.run_dir import load_checkpoint
+from uqbench.training.loop import POINT_LOSSES, train
 from uqbench.uq.base import KCAL_PER_MOL
 from uqbench.uq.likelihoods import HEAD, gaussian_nll
 
@@ -140,9 +140,9 @@ def test_the_loop_warms_up_and_resumes_to_the_same_bits(ethanol, tmp_path, monke
     cold = run(ethanol, tmp_path / "cold", warmup=0.0)
     assert any(not torch.equal(whole[name], cold[name]) for name in whole)
 
-    from uqbench import training
+    from uqbench.training import loop
 
-    original, seen = training.validate, []
+    original, seen = loop.validate, []
 
     def interrupted(*arguments):
         seen.append(1)
@@ -150,7 +150,7 @@ def test_the_loop_warms_up_and_resumes_to_the_same_bits(ethanol, tmp_path, monke
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(training, "validate", interrupted)
+    monkeypatch.setattr(loop, "validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(ethanol, tmp_path / "cut", warmup=0.5)
     monkeypatch.undo()

@@ -17,12 +17,12 @@ from scipy.optimize import minimize, minimize_scalar
 
 from uqbench import config
 from uqbench.errors import ConfigError, DataError, UqbenchError
+from uqbench.evaluations.band import Settings, find_path
+from uqbench.evaluations.reactions import ammonia_inversion, frames_of
 from uqbench.figures.canvas import render
 from uqbench.figures.paths import Profile, drawing
 from uqbench.oracles.base import Failure, Label, Labels, Oracle
 from uqbench.oracles.calculator import attach
-from uqbench.simulate.band import Settings, find_path
-from uqbench.simulate.reactions import ammonia_inversion, frames_of
 
 SETTINGS = Settings(
     images=9, interpolation="linear", spring=1.0, climb_below=0.5, optimizer="BFGS", fmax=0.005, steps=300

@@ -12,13 +12,13 @@ import torch
 from ase.build import bulk, molecule
 from helpers import CONF
 
-from uqbench.backbones import nequip as module
-from uqbench.backbones.blocks import Initialiser
-from uqbench.backbones.nequip import NequIP
+from uqbench.data.graph import GraphSet
+from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError
-from uqbench.graph import GraphSet
-from uqbench.potential import Normalisation, Potential, pair_vectors
-from uqbench.structures import Structures
+from uqbench.models import nequip as module
+from uqbench.models.blocks import Initialiser
+from uqbench.models.nequip import NequIP
+from uqbench.models.potential import Normalisation, Potential, pair_vectors
 
 CUTOFF = 4.0
 SIZES = {
@@ -232,9 +232,9 @@ import os, random, sys
 import e3nn, numpy, torch
 from ase.build import molecule
 from helpers import graphs_of, small_config
-from uqbench.model import build_method
-from uqbench.potential import Normalisation
-from uqbench.structures import Structures
+from uqbench.uq.io import build_method
+from uqbench.models.potential import Normalisation
+from uqbench.data.structures import Structures
 
 def state():
     backends = torch.backends

@@ -5,12 +5,12 @@ import pytest
 import torch
 from ase.build import bulk, molecule
 
-from uqbench.backbones.blocks import Initialiser
-from uqbench.backbones.painn import PaiNN
-from uqbench.backbones.schnet import SchNet
-from uqbench.graph import GraphSet
-from uqbench.potential import Normalisation, Potential
-from uqbench.structures import Structures
+from uqbench.data.graph import GraphSet
+from uqbench.data.structures import Structures
+from uqbench.models.blocks import Initialiser
+from uqbench.models.painn import PaiNN
+from uqbench.models.potential import Normalisation, Potential
+from uqbench.models.schnet import SchNet
 
 pytest.importorskip("schnetpack", reason="schnetpack is not installed; benchmarks/README.md says how")
 import schnetpack.properties as keys  # noqa: E402

@@ -12,12 +12,12 @@ from uqbench.errors import DataError
 from uqbench.figures.costs import pareto
 from uqbench.figures.critical import cliques
 from uqbench.metrics.bootstrap import RESAMPLES
-from uqbench.results import report
-from uqbench.results.catalogue import MAIN, badness, bounds
-from uqbench.results.collect import collect
-from uqbench.results.comparison import compare
-from uqbench.results.runs import write_metrics
-from uqbench.rundir import RunDir
+from uqbench.report import report
+from uqbench.report.catalogue import MAIN, badness, bounds
+from uqbench.report.collect import collect
+from uqbench.report.comparison import compare
+from uqbench.runs.metrics_table import write_metrics
+from uqbench.runs.run_dir import RunDir
 
 
 def write_run(root, uq, seed, values, *, frames="f", spread=0.01, common=None, unit="1", **settings):
@@ -266,7 +266,7 @@ def test_many_runs_are_read_in_processes_to_the_same_table(tmp_path, monkeypatch
     broken = write_run(tmp_path, "a", 4, {"mae": 1.0})
     (broken / "metrics.csv").unlink()
     alone = collect([tmp_path])
-    monkeypatch.setattr("uqbench.results.collect.WORTH_A_PROCESS", 2)
+    monkeypatch.setattr("uqbench.report.collect.WORTH_A_PROCESS", 2)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     together = collect([tmp_path])
     pd.testing.assert_frame_equal(alone.rows, together.rows)

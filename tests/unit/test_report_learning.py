@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 
 from uqbench.errors import DataError
 from uqbench.metrics.bootstrap import RESAMPLES
-from uqbench.results.collect import collect
-from uqbench.results.comparison import compare
-from uqbench.results.report import write_report
-from uqbench.results.runs import write_metrics
-from uqbench.rundir import RunDir
+from uqbench.report.collect import collect
+from uqbench.report.comparison import compare
+from uqbench.report.report import write_report
+from uqbench.runs.metrics_table import write_metrics
+from uqbench.runs.run_dir import RunDir
 
 GENERATIONS = (1, 2)
 

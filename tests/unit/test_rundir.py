@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from uqbench import lock, rundir, slurm
 from uqbench.config import digest
 from uqbench.errors import CheckpointError, ConfigError, DataError, LockedError, TrainingError, UserError
-from uqbench.rundir import RunDir, atomic_write, load_checkpoint, save_checkpoint
+from uqbench.runs import lock, run_dir, slurm
+from uqbench.runs.run_dir import RunDir, atomic_write, load_checkpoint, save_checkpoint
 
 torch = pytest.importorskip("torch")
 
@@ -66,7 +66,7 @@ def test_life_of_a_run(tmp_path):
     with open_run(tmp_path) as again:
         assert again.done and again.read_json("splits.json") == {"train": [1, 2]}
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    finished = rundir.read(run.path)
+    finished = run_dir.read(run.path)
     assert finished.done and finished.config == CONFIG and finished.info == info and finished.path == run.path
 
 
@@ -87,7 +87,7 @@ def test_status_after_an_error(tmp_path, error, status, log):
         assert str(error) in (run.path / "error.log").read_text() and str(error) in info["error"]
         assert error.__notes__ == [str(run.path / "error.log")]
     with pytest.raises(DataError, match="has not finished; first repeat: "):
-        rundir.read(run.path)
+        run_dir.read(run.path)
     with open_run(tmp_path) as run:
         assert run.resumed and not (run.path / "error.log").exists()
     assert json.loads((run.path / "run.json").read_text())["status"] == "interrupted"  # left without finish()
@@ -145,7 +145,7 @@ time.sleep(60)
 
 
 def test_a_killed_holder_leaves_no_lock_even_when_its_forked_child_lives_on(tmp_path):
-    path = str(Path(rundir.__file__).parents[1])
+    path = str(Path(run_dir.__file__).parents[1])
     line = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
     holder = subprocess.Popen(line, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path})
     child = int(holder.stdout.readline())
@@ -214,21 +214,21 @@ def test_damage_is_one_clear_line(tmp_path):
         run.write_text("metrics.csv", "a\n1\n")
         run.finish()
     with pytest.raises(DataError, match=f"{tmp_path}/outputs: not a run directory; runs below it: {run.path}"):
-        rundir.read(tmp_path / "outputs")
+        run_dir.read(tmp_path / "outputs")
     with pytest.raises(DataError, match="no such run"):
-        rundir.read(tmp_path / "nowhere")
+        run_dir.read(tmp_path / "nowhere")
     stored = {name: (run.path / name).read_text() for name in ("metrics.csv", "run.json", "config.yaml")}
     for name, text in stored.items():
         for damage in (text[:3], "", "[]", None):
             (run.path / name).unlink() if damage is None else (run.path / name).write_text(damage)
-            for attempt in (lambda: rundir.read(run.path), lambda: open_run(tmp_path)):
+            for attempt in (lambda: run_dir.read(run.path), lambda: open_run(tmp_path)):
                 if (name, damage) == ("run.json", None):
                     continue  # no run is left to be damaged
                 with pytest.raises(UserError) as caught:
                     attempt()
                 assert "\n" not in str(caught.value) and str(run.path) in str(caught.value)
         (run.path / name).write_text(text)
-    assert rundir.read(run.path).done
+    assert run_dir.read(run.path).done
 
 
 def test_config_that_was_edited_is_refused(tmp_path):
@@ -241,20 +241,20 @@ def test_config_that_was_edited_is_refused(tmp_path):
 
 def test_a_finished_run_is_found_by_its_config_alone(tmp_path):
     config = OmegaConf.merge(CONFIG, {"outputs": str(tmp_path / "outputs"), "data_root": "here"})
-    assert rundir.find_done(config) is None
+    assert run_dir.find_done(config) is None
     with open_run(tmp_path, config) as run:
-        assert rundir.find_done(config) is None
+        assert run_dir.find_done(config) is None
         run.write_text("metrics.csv", "")
         run.finish()
-    assert rundir.find_done(config).config == config
-    assert rundir.find_done(OmegaConf.merge(config, {"data_root": "there"})).config == config  # cannot change a result
-    assert rundir.find_done(OmegaConf.merge(config, {"training": {"lr": 2e-3}})) is None
+    assert run_dir.find_done(config).config == config
+    assert run_dir.find_done(OmegaConf.merge(config, {"data_root": "there"})).config == config  # cannot change a result
+    assert run_dir.find_done(OmegaConf.merge(config, {"training": {"lr": 2e-3}})) is None
     stored = (run.path / "config.yaml").read_text()
     (run.path / "config.yaml").write_text(stored.replace("0.001", "0.002"))
-    assert rundir.find_done(config) is None
+    assert run_dir.find_done(config) is None
     (run.path / "config.yaml").write_text(stored)
     (run.path / "metrics.csv").unlink()
-    assert rundir.find_done(config) is None
+    assert run_dir.find_done(config) is None
 
 
 def test_seconds_accumulate_over_launches_and_survive_a_kill(tmp_path):
@@ -398,7 +398,7 @@ def test_load_checkpoint_refuses_everything_else(tmp_path, monkeypatch):
 
 
 def test_scratch_cleans_up(tmp_path):
-    with rundir.scratch(tmp_path / "a/b") as folder:
+    with run_dir.scratch(tmp_path / "a/b") as folder:
         (folder / "x").write_text("")
         assert folder.parent == tmp_path / "a/b"
     assert tree(tmp_path) == set()

@@ -12,13 +12,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from helpers import built, fitted_method
 from scipy.spatial.transform import Rotation
 
-from uqbench.active.base import Proposals, unlabelled
+from uqbench.active.acquisition.base import Proposals, unlabelled
 from uqbench.active.duplicates import Geometry, same
 from uqbench.active.latents import structure_latents
 from uqbench.active.physical import closest_contacts, count_pieces
 from uqbench.active.selection import farthest_points
+from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError
-from uqbench.structures import Structures
 
 
 def pack(*frames, energies=None):

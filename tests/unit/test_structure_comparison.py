@@ -14,12 +14,12 @@ from scipy import stats
 from test_md_stability import opened, trained
 
 from uqbench import config
+from uqbench.data.distributions import Description, RadialDistribution, describe
+from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError
+from uqbench.evaluations import structure, structure_differences
 from uqbench.oracles.base import Labels, Oracle
 from uqbench.oracles.cache import Label
-from uqbench.simulate import comparison, differences
-from uqbench.simulate.structure import Description, RadialDistribution, describe
-from uqbench.structures import Structures
 from uqbench.uq.base import Prediction
 
 FEW = {"temperatures": [20], "replicas": 2, "duration_ps": 0.2, "equilibration_ps": 0.05, "reach": 5.0, "bins": 50}
@@ -49,7 +49,7 @@ class Method(torch.nn.Module):
         super().__init__()
         backbone = type("Backbone", (), {"cutoff": 5.0})
         self.potential = type("P", (), {"scale": torch.tensor(1.0, dtype=torch.float64), "backbone": backbone})
-        self._predict = comparison.labels_of(oracle)
+        self._predict = structure.labels_of(oracle)
 
     def predict(self, batch) -> Prediction:
         return self._predict(batch)
@@ -71,7 +71,7 @@ def evaluation(oracle, **changes):
     del settings["defaults"]
     for key, value in {**FEW, **changes}.items():
         settings[key] = value
-    return config.build(settings, oracle=oracle)
+    return config.build(settings, slot="evaluation", oracle=oracle)
 
 
 def evaluated(folder, model, oracle, **changes):
@@ -119,7 +119,7 @@ def test_rows_of_a_displaced_peak():
     one, other = (RadialDistribution(r, np.maximum(1 - np.abs(r - at), 0)) for at in (2.05, 2.15))
     assert other.peak - one.peak == pytest.approx(0.1)
     exact = np.trapezoid(np.abs(one.g - other.g), r)
-    assert differences.distance(one, other) == pytest.approx(exact) == pytest.approx(0.19, abs=0.02)
+    assert structure_differences.distance(one, other) == pytest.approx(exact) == pytest.approx(0.19, abs=0.02)
 
 
 def _described(g):
@@ -132,7 +132,7 @@ def _rows(ours, references):
     means = [
         _described(np.mean([one.distributions[18, 18].g for one in side if one], axis=0)) for side in (ours, references)
     ]
-    return {row["metric"]: row for row in differences.rows_of("all", means[0], ours, means[1], references)}
+    return {row["metric"]: row for row in structure_differences.rows_of("all", means[0], ours, means[1], references)}
 
 
 def test_the_interval_of_a_difference_without_change_of_sign_is_that_of_a_mean():
@@ -164,7 +164,7 @@ def test_shares_are_of_the_commonest_number_of_the_reference():
     crystal, gas = argon(1), Structures.from_atoms([_dimer()], origin="dimer")
     reference = describe(crystal, reach=5.0, bins=50)
     ours = describe(gas, reach=5.0, bins=50, bond=reference.bond, cutoff=reference.cutoff)
-    rows = differences.rows_of("all", ours, [ours, None], reference)
+    rows = structure_differences.rows_of("all", ours, [ours, None], reference)
     values = {row["metric"]: row["value"] for row in rows}
     assert values["survival"] == 0.5 and values["Ar_with_12_Ar"] == 0 and values["Ar_with_12_Ar_reference"] == 1
 

@@ -8,8 +8,8 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
+from uqbench.data.structures import Structures, check_splits, duplicates_across, random_split
 from uqbench.errors import DataError
-from uqbench.structures import Structures, check_splits, duplicates_across, random_split
 
 
 def labelled(atoms, seed=0):

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from ase import units as ase_units
 
-from uqbench.results.tables import COLUMNS, READERS, metric_frame, render
-from uqbench.results.units import convert_units
+from uqbench.report.units import convert_units
+from uqbench.runs.tables import COLUMNS, READERS, metric_frame, render
 
 BASE = {
     "run_id": "train/quickstart", "command": "train", "dataset": "quickstart", "subset": None, "split": "test",

@@ -13,13 +13,13 @@ from helpers import options, small_config
 from omegaconf import OmegaConf
 
 import uqbench
-from uqbench.calculator import UQCalculator
 from uqbench.cli import main
 from uqbench.errors import CheckpointError, ConfigError, DataError, UqbenchError
-from uqbench.evaluation import Calibration, predict
-from uqbench.model import build_method
-from uqbench.potential import Normalisation
-from uqbench.rundir import RunDir, save_checkpoint
+from uqbench.inference.calibration import Calibration
+from uqbench.inference.prediction_set import predict
+from uqbench.models.potential import Normalisation
+from uqbench.runs.run_dir import RunDir, save_checkpoint
+from uqbench.uq.io import build_method
 
 LEVELS = (0.5, 0.9)
 
@@ -53,10 +53,10 @@ def own(ethanol, tmp_path):
 
 
 FOREIGN = {
-    "a helper of the program": ("uqbench.kernels.build._run", "no public name"),
-    "a function": ("uqbench.files.save_checkpoint", "is no class"),
+    "a helper of the program": ("uqbench.models.compiled.build._run", "no public name"),
+    "a function": ("uqbench.runs.files.save_checkpoint", "is no class"),
     "a class of another slot": ("uqbench.oracles.xtb.XTB", "cannot stand here"),
-    "a class of no slot": ("uqbench.rundir.RunDir", "cannot stand here"),
+    "a class of no slot": ("uqbench.runs.run_dir.RunDir", "cannot stand here"),
     "another package": ("subprocess.Popen", "is not trusted"),
 }
 
@@ -137,7 +137,7 @@ def test_frames_may_come_as_atoms_lists_or_structures(run, ethanol):
 def test_the_calculator_of_a_run_agrees_and_shares_the_weights(run, ethanol):
     model = uqbench.load(run[0])
     estimate = model.predict(ethanol[:1])
-    calculators = [model.calculator(), UQCalculator.from_run(run[0])]
+    calculators = [model.calculator(), uqbench.load(run[0]).calculator()]
     assert calculators[0].model is model and model.calculator().model is model
     for calculator in calculators:
         atoms = Atoms(ethanol.numbers[:9], ethanol.positions[:9], calculator=calculator)
@@ -169,8 +169,6 @@ def refused(path, kind, message):
     with pytest.raises(kind, match=message) as caught:
         uqbench.load(path)
     assert "\n" not in str(caught.value) and isinstance(caught.value, UqbenchError)
-    with pytest.raises(kind, match=message):
-        UQCalculator.from_run(path)
 
 
 def test_folders_that_are_no_finished_run_are_refused(ethanol, own, tmp_path):

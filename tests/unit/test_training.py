@@ -14,13 +14,13 @@ import torch
 from helpers import graphs_of, short_training, small_method
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from uqbench import interruption
-from uqbench.checkpoints import TrainingState
 from uqbench.errors import CheckpointError, ConfigError, TrainingError
-from uqbench.potential import Normalisation
-from uqbench.rundir import load_checkpoint
-from uqbench.schedule import Schedule
-from uqbench.training import POINT_LOSSES, Objective, clip_members, epoch_batches, train
+from uqbench.models.potential import Normalisation
+from uqbench.runs import signals
+from uqbench.runs.checkpoints import TrainingState
+from uqbench.runs.run_dir import load_checkpoint
+from uqbench.training.loop import POINT_LOSSES, Objective, clip_members, epoch_batches, train
+from uqbench.training.schedule import Schedule
 from uqbench.uq.base import KCAL_PER_MOL
 
 
@@ -91,9 +91,9 @@ def test_same_seed_same_bits_and_another_seed_another_model(parts, tmp_path):
 def test_resume_continues_to_the_same_bits(parts, tmp_path, settings, monkeypatch):
     settings |= {"epochs": 4, "patience": 1}
     fit(parts, tmp_path / "whole", **settings)
-    from uqbench import training
+    from uqbench.training import loop
 
-    original, seen = training.validate, []
+    original, seen = loop.validate, []
 
     def interrupted(*arguments):
         seen.append(1)
@@ -101,7 +101,7 @@ def test_resume_continues_to_the_same_bits(parts, tmp_path, settings, monkeypatc
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(training, "validate", interrupted)
+    monkeypatch.setattr(loop, "validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(parts, tmp_path / "cut", **settings)
     monkeypatch.undo()
@@ -115,18 +115,18 @@ def test_signal_in_mid_epoch_loses_no_step(parts, tmp_path, number, monkeypatch)
     """Every step ends with a signal, so that a launch does one; yet all steps are done, to the same bits."""
     settings = {"epochs": 2, "schedule": "cosine", "ema_decay": 0.9, "checkpoint_seconds": 1000.0}
     fit(parts, tmp_path / "whole", **settings)
-    from uqbench import training
+    from uqbench.training import loop
 
-    original, steps = training._check_finite, []
+    original, steps = loop._check_finite, []
 
     def signalling(*arguments):
         steps.append(1)
         os.kill(os.getpid(), number)
         original(*arguments)
 
-    monkeypatch.setattr(training, "_check_finite", signalling)
+    monkeypatch.setattr(loop, "_check_finite", signalling)
     for launch in range(2 * 3):
-        with pytest.raises(KeyboardInterrupt), interruption.at_once(replacing=False):
+        with pytest.raises(KeyboardInterrupt), signals.at_once(replacing=False):
             fit(parts, tmp_path / "cut", **settings)
         assert len(steps) == launch + 1
     fit(parts, tmp_path / "cut", **settings)  # no step is left, but the last validation is
@@ -134,7 +134,7 @@ def test_signal_in_mid_epoch_loses_no_step(parts, tmp_path, number, monkeypatch)
 
 
 def test_second_signal_does_not_wait():
-    with pytest.raises(KeyboardInterrupt), interruption.postponed() as must_stop:
+    with pytest.raises(KeyboardInterrupt), signals.postponed() as must_stop:
         assert not must_stop()
         os.kill(os.getpid(), signal.SIGINT)
         assert must_stop()
@@ -144,7 +144,7 @@ def test_second_signal_does_not_wait():
 
 
 def test_signal_after_the_last_step_is_not_forgotten():
-    with pytest.raises(KeyboardInterrupt), interruption.postponed():
+    with pytest.raises(KeyboardInterrupt), signals.postponed():
         os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -152,9 +152,9 @@ def test_handlers_of_others_stay():
     calls = []
     signal.signal(signal.SIGUSR2, lambda *_: calls.append(1))
     try:
-        with interruption.at_once(replacing=False), interruption.postponed():
+        with signals.at_once(replacing=False), signals.postponed():
             os.kill(os.getpid(), signal.SIGUSR2)
-        with pytest.raises(KeyboardInterrupt), interruption.at_once(replacing=True):
+        with pytest.raises(KeyboardInterrupt), signals.at_once(replacing=True):
             os.kill(os.getpid(), signal.SIGUSR2)
     finally:
         signal.signal(signal.SIGUSR2, signal.SIG_DFL)

@@ -8,9 +8,9 @@ from ase.build import bulk, fcc111, molecule
 from ase.neighborlist import neighbor_list
 from helpers import options, small_method
 
+from uqbench.data.structures import Structures
+from uqbench.data.verlet import VerletList
 from uqbench.errors import ConfigError, DataError
-from uqbench.structures import Structures
-from uqbench.verlet import VerletList
 
 CUTOFF = 4.0
 SYSTEMS = {

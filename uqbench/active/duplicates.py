@@ -23,7 +23,7 @@ from ase.geometry import complete_cell
 from numpy.typing import NDArray
 from vesin import NeighborList
 
-from uqbench.structures import Structures
+from uqbench.data.structures import Structures
 
 # Reach (Å) and number of an atom's nearest neighbours of each element that its fingerprint holds: they decide how much
 # is ruled out before the superposition, never the answer.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from uqbench.errors import DataError
-from uqbench.rundir import RunDir
+from uqbench.runs.run_dir import RunDir
 
 JOURNAL = "journal.jsonl"
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uqbench.active.objective import graphs_for
-from uqbench.structures import Structures
+from uqbench.active.acquisition.objective import graphs_for
+from uqbench.data.structures import Structures
 from uqbench.uq.base import UQMethod
 
 

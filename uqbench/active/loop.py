@@ -16,23 +16,24 @@ from ase import Atoms
 from ase.geometry import find_mic
 from scipy.spatial.transform import Rotation
 
-from uqbench.active.base import Acquisition, Proposals
-from uqbench.active.displacement import random_displacements
+from uqbench.active.acquisition.base import Acquisition, Proposals
+from uqbench.active.acquisition.displacement import random_displacements
+from uqbench.active.acquisition.objective import score_and_energy
 from uqbench.active.journal import Journal
 from uqbench.active.latents import structure_latents
-from uqbench.active.objective import score_and_energy
-from uqbench.annotations import Supplied
-from uqbench.datasets.arrays import PACKED, SPLIT, pack, read_npz
-from uqbench.datasets.base import Dataset
+from uqbench.config.annotations import Supplied
+from uqbench.data.arrays import PACKED, SPLIT, pack, read_npz
+from uqbench.data.sources.base import Dataset
+from uqbench.data.structures import Splits, Structures, check_splits
 from uqbench.errors import ConfigError, DataError
-from uqbench.evaluation import Rows, Trained
+from uqbench.evaluations.base import Rows
 from uqbench.figures import proposals as figures
 from uqbench.figures.canvas import render
+from uqbench.inference.prediction_set import predict
+from uqbench.inference.trained_model import TrainedModel
 from uqbench.oracles.base import Labels, Oracle
-from uqbench.predictions import predict
-from uqbench.rundir import RunDir
+from uqbench.runs.run_dir import RunDir
 from uqbench.seeding import derive, numpy_generator
-from uqbench.structures import Splits, Structures, check_splits
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Selector(Protocol):
         """Choose at most n proposals."""
 
 
-Train = Callable[[int, Structures, Splits], tuple[Trained, Rows]]
+Train = Callable[[int, Structures, Splits], tuple[TrainedModel, Rows]]
 """Trains and evaluates a generation, or finds that done, and returns its metric rows."""
 
 
@@ -143,7 +144,7 @@ class Loop:
                 raise DataError(f"{structures.origin}: no labelled frame for the {name} split")
         return pack(structures, splits), {"frames": {name: len(frames) for name, frames in splits.items()}}
 
-    def _extend(self, generation: int, structures: Structures, splits: Splits, trained: Trained) -> Rows:
+    def _extend(self, generation: int, structures: Structures, splits: Splits, trained: TrainedModel) -> Rows:
         """Propose, select, label and merge; return rows on how the proposals did."""
         training = structures[splits["train"]]
         method = trained.method.to(trained.device)
@@ -188,7 +189,7 @@ class Loop:
         self.journal.once(generation + 1, "data", self.data_name(generation + 1), merge)
         return _rows(proposed, labelled)
 
-    def _compare(self, table: pd.DataFrame, labels: Labels, trained: Trained) -> float:
+    def _compare(self, table: pd.DataFrame, labels: Labels, trained: TrainedModel) -> float:
         """Set predictions beside labels, and return the root mean square error of the force components, eV/Å."""
         new = labels.structures("labelled proposals")
         predictions = predict(trained.method, new, batch_size=BATCH, device=trained.device)
@@ -199,7 +200,7 @@ class Loop:
         return float(np.sqrt(np.average(square, weights=new.n_atoms)))
 
     def _against_random(
-        self, generation: int, proposals: Proposals, training: Structures, trained: Trained, seed: int
+        self, generation: int, proposals: Proposals, training: Structures, trained: TrainedModel, seed: int
     ) -> dict[str, float]:
         """Mean scores of seeds, proposals, and random displacements of the same seeds by the same lengths; figures."""
         seeds = training[proposals.frames]

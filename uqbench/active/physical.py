@@ -9,8 +9,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from uqbench.geometry import with_near_images
-from uqbench.structures import Structures
+from uqbench.data.geometry import with_near_images
+from uqbench.data.structures import Structures
 
 
 def close_pairs(structures: Structures, limit: float) -> tuple[NDArray, NDArray, NDArray]:

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from uqbench.active.base import Proposals, compositions
+from uqbench.active.acquisition.base import Proposals, compositions
 from uqbench.active.duplicates import LARGEST_TOLERANCE, Geometry, Seen
 from uqbench.active.physical import closest_contacts, count_pieces
+from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError
-from uqbench.structures import Structures
 
 Latents = Callable[[Structures], NDArray[np.float64]]
 

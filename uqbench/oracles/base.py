@@ -15,15 +15,15 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
 
-from uqbench import provenance
 from uqbench.errors import ConfigError, DataError
 from uqbench.oracles.cache import Claim, Geometry, Label, LabelCache, geometry_of
 from uqbench.oracles.cluster import SlurmPool
 from uqbench.oracles.pool import WorkerPool
+from uqbench.runs import provenance
 
 # Workers import this module with their engine: what is slow to import, above all scipy, is imported where it is used.
 if TYPE_CHECKING:
-    from uqbench.structures import Structures
+    from uqbench.data.structures import Structures
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Labels:
 
     def structures(self, origin: str) -> Structures:
         """Pack the labelled frames in order; raises DataError when there is none."""
-        from uqbench.structures import Structures
+        from uqbench.data.structures import Structures
 
         chosen = self.labelled
         if not chosen:
@@ -141,7 +141,7 @@ class Engine(Oracle):
                 raise ConfigError(f"oracle.{name}: must be >= 1, got {value}")
         if not timeout_s > 0:
             raise ConfigError(f"oracle.timeout_s: must be > 0, got {timeout_s}")
-        from uqbench.datasets.download import cache_folder
+        from uqbench.data.download import cache_folder
 
         target = f"{type(self).__module__}.{type(self).__qualname__}"
         versions = {name: provenance.version(name) for name in packages}
@@ -230,7 +230,7 @@ class Engine(Oracle):
 
 def frames_of(frames: Sequence[Atoms] | Structures) -> list[Atoms]:
     """Give frames of either kind as ASE's."""
-    from uqbench.structures import Structures
+    from uqbench.data.structures import Structures
 
     return frames.to_atoms() if isinstance(frames, Structures) else list(frames)
 
@@ -260,8 +260,8 @@ def _impossible(atoms: Atoms) -> str | None:
     """Why no engine should be asked for a geometry."""
     from scipy.spatial import cKDTree
 
-    from uqbench.geometry import with_near_images
-    from uqbench.structures import MIN_DISTANCE
+    from uqbench.data.geometry import with_near_images
+    from uqbench.data.structures import MIN_DISTANCE
 
     if len(atoms) == 0:
         return "there are no atoms"

@@ -19,7 +19,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from uqbench.errors import ConfigError
-from uqbench.files import atomic_write
+from uqbench.runs.files import atomic_write
 
 log = logging.getLogger(__name__)
 

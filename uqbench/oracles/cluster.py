@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqbench import slurm
 from uqbench.errors import ConfigError, OracleError, UqbenchError
 from uqbench.oracles.pool import STARTUP_S, Answer, WorkerPool
+from uqbench.runs import slurm
 
 if TYPE_CHECKING:
     from submitit import Job

@@ -9,10 +9,10 @@ from ase import Atoms
 from ase.geometry import find_mic
 from numpy.typing import NDArray
 
-from uqbench.datasets.base import Dataset
+from uqbench.data.sources.base import Dataset
+from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError
 from uqbench.oracles.base import Failure, Label, Labels, Oracle, frames_of
-from uqbench.structures import Structures
 
 
 class Replay(Oracle):

@@ -11,9 +11,9 @@ import torch
 from ase import units
 from torch import Tensor, nn
 
-from uqbench.graph import Batch
-from uqbench.potential import Output, Potential
-from uqbench.structures import Structures
+from uqbench.data.graph import Batch
+from uqbench.data.structures import Structures
+from uqbench.models.potential import Output, Potential
 
 # Losses are in kcal/mol and kcal/mol/Å, the study's units; everything else is in eV.
 KCAL_PER_MOL = units.kcal / units.mol

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from uqbench.graph import Batch
+from uqbench.data.graph import Batch
 from uqbench.uq.base import BuildPotential, Losses, PointLoss, Prediction, UQMethod, absolute_errors, residuals
 
 

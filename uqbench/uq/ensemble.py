@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from uqbench.data.graph import Batch
 from uqbench.errors import ConfigError
-from uqbench.graph import Batch
 from uqbench.seeding import numpy_generator
 from uqbench.uq.base import (
     BuildPotential,

@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from uqbench.data.graph import Batch
 from uqbench.errors import ConfigError
-from uqbench.graph import Batch
 from uqbench.uq.base import KCAL_PER_MOL, BuildPotential, Prediction, mean_over_atoms
 from uqbench.uq.likelihoods import HEAD, Likelihood, LikelihoodMethod, nig_nll
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from uqbench.data.graph import Batch, GraphSet
+from uqbench.data.structures import Structures
 from uqbench.errors import CheckpointError, ConfigError, TrainingError
-from uqbench.graph import Batch, GraphSet
 from uqbench.seeding import derive
-from uqbench.structures import Structures
 from uqbench.uq.base import (
     BuildPotential,
     Losses,

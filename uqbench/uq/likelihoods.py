@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from uqbench.data.graph import Batch
 from uqbench.errors import ConfigError
-from uqbench.graph import Batch
 from uqbench.uq.base import BuildPotential, Losses, PointLoss, UQMethod, absolute_errors, residuals
 
 Likelihood = Literal["vector", "norm"]

@@ -1,0 +1,1 @@
+"""Ways to propose structures for labelling."""

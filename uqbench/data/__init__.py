@@ -1,0 +1,1 @@
+"""Frames: packed, split, as graphs; and where they come from."""

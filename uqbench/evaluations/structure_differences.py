@@ -1,0 +1,123 @@
+"""How the structure of simulated frames differs from that of a reference, as metric rows and as a table of curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ase.data import chemical_symbols
+from scipy import stats
+
+from uqbench.data.distributions import Description, RadialDistribution
+from uqbench.figures.distributions import pair_name
+from uqbench.metrics.survival import LEVEL, share_interval
+
+Rows = list[dict[str, Any]]
+
+
+def rows_of(
+    population: str,
+    whole: Description | None,
+    replicas: Sequence[Description | None],
+    reference: Description,
+    references: Sequence[Description | None] = (),
+) -> Rows:
+    """Return metric rows of target `structure`; those of the model are NaN where no replica stayed sound.
+
+    whole: of all sound replicas together. replicas: of each, None where it exploded. reference: with the bond and the
+    cutoff that all others were described with. references: of each replica on the reference, if it was simulated.
+
+    For each pair of elements: the integral of |g - g_ref| over r, Å (0 for the same structure; it includes the noise
+    of both), the distance of the highest g less that of the reference, and the shortest distance less that of the
+    reference, Å. For both elements of the bond: the share of atoms with the coordination number that is commonest in
+    the reference, of model and reference.
+    """
+    sound = [one for one in replicas if one is not None]
+    rows = [_survival("survival", replicas)]
+    if references:
+        rows.append(_survival("survival_reference", references))
+    for pair, theirs in reference.distributions.items():
+        name, n = pair_name(pair), len(sound)
+        if whole is None:
+            values, ends = (np.nan,) * 3, (None, None)
+        else:
+            ours = whole.distributions[pair]
+            values = distance(ours, theirs), ours.peak - theirs.peak, ours.closest - theirs.closest
+            ends = _distance_interval(values[0], pair, replicas, references, theirs)
+        rows.append(_row(f"rdf_difference_{name}", "Å", n, values[0], ends))
+        rows.append(_row(f"rdf_peak_shift_{name}", "Å", n, values[1]))
+        rows.append(_row(f"closest_shift_{name}", "Å", n, values[2]))
+    for way, counts in reference.counts.items():
+        if not len(counts):
+            continue
+        common = int(np.bincount(counts).argmax())
+        name = f"{chemical_symbols[way[0]]}_with_{common}_{chemical_symbols[way[1]]}"
+        rows.append(_mean(name, np.array([np.mean(one.counts[way] == common) for one in sound])))
+        rows.append(_row(f"{name}_reference", "1", len(counts), float(np.mean(counts == common))))
+    if whole is not None:
+        rows.append(_row("density", "g/cm³", len(sound), float(whole.densities.mean())))
+    rows.append(_row("density_reference", "g/cm³", len(reference.densities), float(reference.densities.mean())))
+    return [{"target": "structure", "population": population, **row} for row in rows]
+
+
+def distance(ours: RadialDistribution, theirs: RadialDistribution) -> float:
+    """Return the integral of |g - g_ref| over r in Å, of distributions in the same shells."""
+    return float(np.abs(ours.g - theirs.g).sum() * (ours.r[1] - ours.r[0]))
+
+
+def curves(described: Mapping[str, Description]) -> pd.DataFrame:
+    """Return all g(r) in one table: what was described, pair, r in Å, g."""
+    parts = [
+        pd.DataFrame({"of": name, "pair": pair_name(pair), "r": one.r, "g": one.g})
+        for name, description in described.items()
+        for pair, one in description.distributions.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _distance_interval(
+    value: float,
+    pair: tuple[int, int],
+    replicas: Sequence[Description | None],
+    references: Sequence[Description | None],
+    reference: RadialDistribution,
+) -> tuple[float | None, float | None]:
+    """Jackknife interval of `distance` over replicas, each left out on both sides (Efron and Stein, 1981).
+
+    All replicas hold as many frames, so that the mean of their g is that of all their frames.
+    """
+    ours = {k: one.distributions[pair].g for k, one in enumerate(replicas) if one is not None}
+    theirs = {k: one.distributions[pair].g for k, one in enumerate(references) if one is not None}
+    if len(ours) < 2 or len(theirs) == 1:
+        return None, None
+    left_out = []
+    for k in ours:
+        parts = [np.mean([g for j, g in side.items() if j != k], axis=0) for side in (ours, theirs) if side]
+        pictures = [RadialDistribution(reference.r, g) for g in parts]
+        left_out.append(distance(pictures[0], pictures[1] if theirs else reference))
+    n = len(left_out)
+    error = np.sqrt((n - 1) / n * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * error)
+    return max(value - half, 0.0), value + half
+
+
+def _survival(metric: str, replicas: Sequence[Description | None]) -> dict[str, Any]:
+    n, sound = len(replicas), sum(one is not None for one in replicas)
+    return _row(metric, "1", n, sound / n, share_interval(sound, n))
+
+
+def _mean(metric: str, values: np.ndarray) -> dict[str, Any]:
+    """Mean over replicas, which are independent but for their starts, with Student's interval."""
+    n = len(values)
+    if n < 2:
+        return _row(metric, "1", n, float(values[0]) if n else np.nan)
+    half = stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    mean = float(values.mean())
+    return _row(metric, "1", n, mean, (max(mean - half, 0.0), min(mean + half, 1.0)))
+
+
+def _row(metric: str, unit: str, n: int, value: float, ends: tuple = (None, None)) -> dict[str, Any]:
+    low, high = ends
+    return {"metric": metric, "value": float(value), "unit": unit, "n": n, "ci_low": low, "ci_high": high}

@@ -1,0 +1,1 @@
+"""Molecular dynamics of many replicas on one model."""

@@ -1,0 +1,1 @@
+"""Potentials: networks from geometries to energies and forces."""

@@ -1,0 +1,127 @@
+"""The compiled library of the kernels: built where a compiler is found, once per user, CPU and version."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from uqbench.errors import UqbenchError
+from uqbench.runs.files import atomic_write, locked
+
+log = logging.getLogger(__name__)
+
+SOURCES = sorted(Path(__file__).parent.glob("*.?pp"))
+COMPILERS = ("c++", "g++", "clang++")
+# No -ffast-math: it would drop what NaN and infinity mean, for the whole process where the library is loaded.
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-Wno-psabi",
+    "-shared",
+    "-fPIC",
+)
+THREADS = "-fopenmp"
+TIMEOUT = 300.0  # s
+
+
+class NoKernels(UqbenchError):
+    """There are no compiled kernels on this machine, for the reason given."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Load the compiled library, after building it if need be; raises NoKernels."""
+    # The OpenMP library that comes with torch has to be there first: two of them get in each other's way.
+    import torch  # noqa: F401
+
+    compiler = _compiler()
+    target = _folder() / f"{_key(compiler)}.so"
+    if not target.exists():
+        _build(compiler, target)
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise NoKernels(f"{target} cannot be loaded ({error}); delete it to have it built again") from None
+
+
+def _compiler() -> str:
+    named = os.environ.get("CXX")
+    for name in [named] if named else COMPILERS:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise NoKernels(f"no C++ compiler found ({named or ', '.join(COMPILERS)}); install one, or set the environment CXX")
+
+
+def _folder() -> Path:
+    cache = os.environ.get("UQBENCH_CACHE")
+    if cache:
+        return Path(cache).expanduser().absolute() / "kernels"
+    import pooch
+
+    return Path(pooch.os_cache("uqbench")) / "kernels"
+
+
+def _key(compiler: str) -> str:
+    """Name of the library: another source, compiler or CPU (home folders are shared) needs another one."""
+    parts = [
+        *(path.read_text() for path in SOURCES),
+        *FLAGS,
+        THREADS,
+        _run([compiler, "--version"]),
+        platform.platform(),
+        _cpu(),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor()
+    kinds = ("model name", "flags", "Features")
+    return "\n".join(sorted({line for line in info.read_text().splitlines() if line.startswith(kinds)}))
+
+
+def _build(compiler: str, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target):
+            if not target.exists():
+                log.info("building the kernels with %s (once)", compiler)
+                with atomic_write(target) as path:
+                    _compile(compiler, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise NoKernels(f"cannot write {target} ({reason}); set the environment UQBENCH_CACHE") from None
+
+
+def _compile(compiler: str, path: Path) -> None:
+    units = [str(source) for source in SOURCES if source.suffix == ".cpp"]
+    command = [compiler, *FLAGS, "-shared", *units, "-o", str(path)]
+    try:
+        _run([*command, THREADS])
+    except NoKernels:
+        # Compilers without OpenMP, as on macOS: the kernels then use one thread.
+        _run(command)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoKernels(f"{command[0]} did not work ({error})") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[0]
+        raise NoKernels(f"{command[0]} ended with {done.returncode} ({last})")
+    return done.stdout

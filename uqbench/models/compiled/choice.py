@@ -1,0 +1,74 @@
+"""Which body computes a message: compiled code where it is there and right, plain torch everywhere else."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+
+import torch
+from torch import Tensor
+
+from uqbench.errors import ConfigError
+from uqbench.models.compiled.build import NoKernels, library
+from uqbench.models.compiled.check import difference
+from uqbench.models.compiled.multilinear import Form
+from uqbench.models.compiled.native import NAMES, forms
+
+log = logging.getLogger(__name__)
+
+MODES = ("auto", "torch", "native")
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
+_mode = os.environ.get("UQBENCH_KERNELS", "auto")
+
+
+def use(mode: str) -> str:
+    """Choose the kernels of this process and return those that run on a CPU, `native` or `torch`.
+
+    auto: native where it can be built, else torch, with a line in the log. native: raises ConfigError where it cannot.
+    """
+    global _mode
+    if mode not in MODES:
+        raise ConfigError(f"kernels: '{mode}' is unknown; choose one of {', '.join(MODES)}")
+    _mode = mode
+    reason = None if mode == "torch" else _bodies()[1]
+    if mode == "native" and reason:
+        raise ConfigError(f"kernels=native: {reason}; or take kernels=auto")
+    return "torch" if mode == "torch" or reason else "native"
+
+
+def chosen(reference: Form, like: Tensor) -> Form:
+    """Return the form's body for tensors of this device and dtype, given the one in torch."""
+    if _mode == "torch" or like.device.type != "cpu" or like.dtype not in NAMES:
+        return reference
+    return _checked(reference)
+
+
+def compiled(like: Tensor) -> ctypes.CDLL | None:
+    """Return the library for tensors of this device and dtype; None where torch is to be taken."""
+    if _mode == "torch" or like.device.type != "cpu" or like.dtype not in NAMES or _bodies()[1]:
+        return None
+    return library()
+
+
+@functools.cache
+def _bodies() -> tuple[dict[str, Form], str | None]:
+    """Native bodies by the form's name, and why there are none."""
+    try:
+        return forms(library()), None
+    except NoKernels as reason:
+        log.warning("kernels in torch, which are slower: %s", reason)
+        return {}, str(reason)
+
+
+@functools.cache
+def _checked(reference: Form) -> Form:
+    body = _bodies()[0].get(reference.name, reference)
+    for dtype, tolerance in TOLERANCE.items():
+        error = difference(body, reference, dtype)
+        if not error < tolerance:
+            wrong = f"the native {reference.name} kernel is off by {error:.1g} in {NAMES[dtype]}"
+            log.warning("kernels in torch, which are slower: %s; please report this", wrong)
+            return reference
+    return body

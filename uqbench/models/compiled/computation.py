@@ -1,0 +1,79 @@
+"""What a tree of modules computes, so that what is known of one compiled network is never believed of another."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from operator import attrgetter
+
+from torch import nn
+
+from uqbench.models.compiled.activation import ACTIVATIONS
+
+# Classes whose forward pass the compiled code repeats say so in their own body. A subclass, which may compute something
+# else, has to say it again.
+MARK = "repeated_by_compiled_code"
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+_PLAIN = (bool, int, float, str, type(None))
+_OF_TORCH = frozenset(nn.Module().__dict__)
+_HOOKS = tuple(name for name in sorted(_OF_TORCH) if name.endswith("_hooks"))
+hooks_of = attrgetter(*_HOOKS)
+_functions = {function: name for name, function in ACTIVATIONS.items()}
+
+
+class Computation:
+    """What a module computes, for as long as it gets no hooks; see `description` for the arguments.
+
+    Attributes:
+        description: as of when this was made.
+    """
+
+    def __init__(self, module: nn.Module, ignored: frozenset[str]) -> None:
+        self.description = description(module, ignored)
+        self._hooks = [hooks for one in module.modules() for hooks in hooks_of(one)]
+
+    @property
+    def known(self) -> bool:
+        """Whether compiled code may take its place."""
+        return self.description is not None and not any(self._hooks)
+
+
+def description(module: nn.Module, ignored: frozenset[str] = frozenset()) -> Hashable | None:
+    """Return the classes, flags and sizes of a module and of all below it; None where one is not wholly known.
+
+    Not wholly known is a class that does not carry MARK, one with hooks, and one with an attribute that is neither
+    plain nor a known activation: no compiled code repeats what that does.
+
+    Args:
+        module: the root.
+        ignored: attributes of the root that have no part in what it computes.
+    """
+    parts = []
+    for name, one in module.named_modules():
+        kind = type(one)
+        if (MARK not in kind.__dict__ and kind not in CONTAINERS) or any(hooks_of(one)):
+            return None
+        own = {key: value for key, value in one.__dict__.items() if key not in _OF_TORCH}
+        flags = [(key, _flag(value)) for key, value in own.items() if one is not module or key not in ignored]
+        if any(flag is NotImplemented for _, flag in flags):
+            return None
+        parts.append((name, kind.__module__, kind.__qualname__, *flags, *_shapes(one)))
+    return tuple(parts)
+
+
+def _shapes(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...] | None]]:
+    for tensors in (module._parameters, module._buffers):
+        for name, tensor in tensors.items():
+            yield name, None if tensor is None else tuple(tensor.shape)
+
+
+def _flag(value: object) -> Hashable:
+    """The value as a key, or NotImplemented for one that says nothing of what is computed."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, dict):
+        items = [(key, _flag(item)) for key, item in value.items()]
+        return NotImplemented if any(item is NotImplemented for _, item in items) else tuple(items)
+    try:
+        return _functions.get(value, NotImplemented)
+    except TypeError:  # not hashable
+        return NotImplemented

@@ -1,0 +1,179 @@
+"""One run directory, read for a report: its record, its settings, and its metric rows with what they were scored on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import yaml
+
+from uqbench import config
+from uqbench.config.run_id import UNDIGESTED_OF
+from uqbench.errors import DataError
+from uqbench.runs.metrics_table import METRICS
+from uqbench.runs.run_dir import CONFIG, INFO, SCHEMA, Run
+from uqbench.runs.tables import COLUMNS
+
+# libyaml reads a config in a twentieth of the time; not every build of PyYAML has it.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+TYPES = {"string": pa.string(), "Int64": pa.int64(), "float64": pa.float64()}
+CONVERT = pa.csv.ConvertOptions(
+    column_types={name: TYPES[kind] for name, kind in COLUMNS.items()}, strings_can_be_null=True
+)
+READ = pa.csv.ReadOptions(use_threads=False)  # of tables as small as these, threads only cost
+PART = re.compile(r"(?m)^(?=[^\s#-])")  # a config is written without anything that spans its keys of the top level
+OUTER = "al"  # the command whose run directories hold runs of their own
+ACQUISITION = "acquisition"  # target of rows that belong to no scored structures
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        info: content of run.json.
+        settings: by dotted name, all that can change a result; of an evaluation also those of the run that it is of.
+        foreign: whether it is an evaluation on other data than the run was trained with.
+        count: of its metric rows.
+        sources: for each row, the folder of the run that has its bootstrap values, or one for all.
+        frames: for each row, or for all: equal for runs scored on the same labelled structures.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    settings: dict[str, Any]
+    foreign: bool
+    count: int
+    sources: str | list[str]
+    frames: str | list[str]
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Data set, subset, backbone, uq and seed."""
+        return self.info["labels"]
+
+    @property
+    def command(self) -> str:
+        """What made the run: train, evaluate or al."""
+        return str(self.settings["command"])
+
+    @property
+    def trained_on(self) -> str:
+        """Data that the model was trained on: data set and subset; of an evaluation, of the run that it is of."""
+        labels = self.labels
+        if "source" in self.info:
+            try:
+                labels = _info(Path(self.info["source"])).get("labels") or labels
+            except DataError:
+                pass  # since moved or removed: the evaluation still stands
+        return "-".join(str(labels[name]) for name in ("dataset", "subset") if labels.get(name))
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Option chosen of each group of the config; empty for runs that did not record it."""
+        return self.info.get("choices") or {}
+
+
+def read(path: Path) -> tuple[Record, pa.Table]:
+    """Read a finished run and its metric rows, as in `tables.COLUMNS`.
+
+    Raises DataError, which names the run, when it is damaged, unfinished or of another schema.
+    """
+    info = _info(path)
+    if info["status"] != "done":
+        raise DataError(f"{path}: {info['status']}, not finished; to finish it: {info.get('command')}")
+    Run(path, None, info).check_files()
+    own = _settings(path / CONFIG)
+    settings = info.get("source_settings", {}) | own
+    if "command" not in settings or not isinstance(info.get("labels"), dict):
+        raise DataError(f"{path}: not a run of a model, or damaged")
+    rows = _metrics(path / METRICS)
+    sources, frames = str(path), _scored(info)
+    if settings["command"] == OUTER:
+        sources, frames = _nested(path, rows)
+    foreign = settings["command"] == "evaluate" and any(key.startswith("dataset.") for key in own)
+    return Record(path, info, settings, foreign, rows.num_rows, sources, frames), rows
+
+
+def read_all(paths: Iterable[Path]) -> tuple[list[Record], pa.Table | None, list[str]]:
+    """Read runs: their records, the rows of all in one table, which is passed on faster, and why others were left."""
+    found, problems = [], []
+    for path in paths:
+        try:
+            found.append(read(path))
+        except DataError as error:
+            problems.append(str(error))
+    table = pa.concat_tables(rows for _, rows in found).combine_chunks() if found else None
+    return [record for record, _ in found], table, problems
+
+
+def _info(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads((path / INFO).read_bytes())
+        schema, complete = info.get("schema"), {"status", "files"} <= info.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{path / INFO}: damaged ({error})") from error
+    if schema != SCHEMA:
+        raise DataError(f"{path / INFO}: schema {schema}, which this version of uqbench does not read ({SCHEMA})")
+    if not complete:
+        raise DataError(f"{path / INFO}: damaged (it lacks status or files)")
+    return info
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = {}
+        for part in filter(None, PART.split(path.read_text(encoding="utf-8"))):
+            found |= _part(part)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+    # A part does not know what command it belongs to.
+    others = UNDIGESTED_OF.get(found.get("command"), ())
+    return {key: value for key, value in found.items() if key.partition(".")[0] not in others}
+
+
+@functools.lru_cache(1024)  # the runs of a study have most parts in common
+def _part(text: str) -> dict[str, Any]:
+    content = yaml.load(text, LOADER)
+    if not isinstance(content, dict):
+        raise ValueError("not a mapping of settings")
+    return config.settings(content)
+
+
+def _metrics(path: Path) -> pa.Table:
+    try:
+        table = pa.csv.read_csv(path, read_options=READ, convert_options=CONVERT)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: not a table of metrics ({str(error).splitlines()[0]})") from error
+    if table.column_names != list(COLUMNS):
+        odd = sorted(set(table.column_names) ^ set(COLUMNS))
+        raise DataError(f"{path}: not a table of metrics (missing or unknown columns: {', '.join(odd)})")
+    return table
+
+
+def _scored(info: dict[str, Any]) -> str:
+    return str(info.get("scored_sha256") or info.get("data_sha256"))
+
+
+def _nested(path: Path, rows: pa.Table) -> tuple[list[str], list[str]]:
+    """Say for the rows of an active-learning run which of the runs inside it they come from, and their frames."""
+    keys = list(zip(*(rows[name].to_pylist() for name in ("generation", "split", "target")), strict=True))
+    found: dict[tuple, tuple[str, str]] = {}
+    for generation, split, target in dict.fromkeys(keys):
+        # Proposals are made anew by each run: only their seeds can be alike.
+        place = "", ACQUISITION
+        if target != ACQUISITION:
+            folder = path / (f"generation_{generation}" + ("" if split == "test" else f"_{split}"))
+            if not (folder / INFO).exists():
+                raise DataError(f"{path}: {folder.name} is missing; restore it, or delete the run and repeat it")
+            place = str(folder), _scored(_info(folder))
+        found[generation, split, target] = place
+    return [found[key][0] for key in keys], [found[key][1] for key in keys]

@@ -1,0 +1,346 @@
+"""Run directories: the only code that writes under `outputs/`.
+
+A run lives in `<outputs>/<command>/<dataset>/<backbone>/<uq>/seed<k>-<digest8>/`. Its name follows from its config, so
+the same command finds the same run: done, to be continued, or in use by another process.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from omegaconf import DictConfig, OmegaConf
+
+from uqbench.config import digest
+from uqbench.errors import ConfigError, DataError, UserError
+from uqbench.runs import lock, provenance
+from uqbench.runs.files import TEMPORARY, atomic_write, load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Run", "RunDir", "atomic_write", "find_done", "load_checkpoint", "read", "save_checkpoint", "scratch"]
+
+SCHEMA = 1
+CONFIG, INFO, LOG = "config.yaml", "run.json", "error.log"
+
+
+class Run:
+    """A run on disk, read only: its folder `path`, resolved `config`, and `info`, the content of run.json."""
+
+    def __init__(self, path: Path, config: DictConfig, info: dict[str, Any]) -> None:
+        self.path, self.config, self.info = path, config, info
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has finished and its results are complete."""
+        return self.info["status"] == "done"
+
+    def load_checkpoint(self, name: str) -> Any:
+        """Content of a checkpoint of this run; CheckpointError when it is missing, damaged or foreign."""
+        return load_checkpoint(self.path / name)
+
+    def read_json(self, name: str) -> Any:
+        """Content of a JSON file of this run; DataError when it is missing or damaged."""
+        return _read_json(self.path / name)
+
+    def read_csv(self, name: str) -> "pandas.DataFrame":
+        """Table of a CSV file of this run; DataError when it is missing or damaged."""
+        import pandas
+
+        try:
+            return pandas.read_csv(self.path / name)
+        except (OSError, ValueError) as error:
+            raise _damaged(self.path / name) from error
+
+    def read_rows(self, name: str, columns: Mapping[str, Callable[[str], Any]]) -> list[dict[str, Any]]:
+        """Rows of a CSV file of this run, each column read by its function, without the long import of pandas.
+
+        Raises DataError when the file is missing or damaged.
+        """
+        try:
+            with open(self.path / name, encoding="utf-8", newline="") as file:
+                return [{key: read(row[key]) for key, read in columns.items()} for row in csv.DictReader(file)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.path / name) from error
+
+    def check_files(self) -> None:
+        """Raise DataError unless every file that the finished run recorded is there in its recorded size."""
+        for name, size in self.info["files"].items():
+            path = self.path / name
+            if not path.is_file() or path.stat().st_size != size:
+                raise _damaged(path)
+
+
+class RunDir(Run):
+    """A run that this process owns: locked, with its status, provenance and timings kept in run.json.
+
+    Use it as a context manager. Leaving after `finish()` makes the run `done`; leaving with an exception makes it
+    `failed` (with error.log) or, on Ctrl-C and SIGTERM, `interrupted`. Bad input leaves nothing of a new run behind.
+    """
+
+    def __init__(self, path: Path, config: DictConfig, command: str) -> None:
+        self._created = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._clock: tuple[str, float] | None = None
+        self._lock = lock.acquire(path)
+        try:
+            self.resumed = (path / INFO).exists()
+            super().__init__(path, config, _read_info(path) if self.resumed else {})
+            fingerprint = digest(config)
+            self._check_identity(fingerprint)
+            if self.resumed and self.done:
+                self.check_files()
+            else:
+                self._start(command, fingerprint)
+        except BaseException:
+            if self._is_untouched():
+                self._discard()
+            lock.release(self._lock)
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        root: str | os.PathLike,
+        command: str,
+        dataset: str,
+        backbone: str,
+        uq: str,
+        seed: int,
+        config: DictConfig,
+    ) -> Self:
+        """Lock the run that a config names, creating it or taking it up again.
+
+        The labels become folder names. Raises LockedError when another process has it, ConfigError when it cannot be
+        written or belongs to another config, DataError when a finished run has lost files.
+        """
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ConfigError(f"seed: expected an integer from 0 up, got {seed!r}")
+        labels = [_label(text) for text in (command, dataset, backbone, uq)]
+        return cls(Path(root, *labels, _name(seed, digest(config))), config, command)
+
+    def _check_identity(self, fingerprint: str) -> None:
+        """The folder name holds 8 digits of the digest; the stored config settles whether it is the same run."""
+        stored = self.path / CONFIG
+        if stored.exists() and digest(_read_config(stored)) != fingerprint:
+            raise ConfigError(f"{stored} differs from the config of this command; restore it or delete {self.path}")
+
+    def _start(self, command: str, fingerprint: str) -> None:
+        for leftover in (*self.path.glob(f".*{TEMPORARY}"), self.path / LOG):
+            leftover.unlink(missing_ok=True)
+        if not (self.path / CONFIG).exists():
+            self.write_text(CONFIG, OmegaConf.to_yaml(self.config, resolve=True))
+        provenance.reset_peak_memory()
+        machine = provenance.describe_machine()
+        launch = {"started": provenance.now()} | {key: machine[key] for key in ("hostname", "git", "uqbench")}
+        first = {"schema": SCHEMA, "digest": fingerprint, "device": None, "data_sha256": None, "seconds": {}}
+        self.info = first | {"started": launch["started"], "launches": []} | self.info | machine
+        self.info["launches"].append(launch)
+        command_line = provenance.command_line(command)
+        self.update(status="running", command=command_line, finished=None, error=None, files={})
+
+    # ------------------------------------------------------------------------------------------------ life
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if self.done:
+                return
+            if isinstance(error, UserError) and self._is_untouched():
+                self._discard()
+            elif isinstance(error, Exception):
+                self.write_text(LOG, "".join(traceback.format_exception(error)))
+                error.add_note(str(self.path / LOG))
+                self.update(status="failed", finished=provenance.now(), error=f"{kind.__name__}: {error}")
+            else:
+                self.update(status="interrupted", finished=provenance.now())
+        finally:
+            lock.release(self._lock)
+
+    def _is_untouched(self) -> bool:
+        return not self.resumed and {entry.name for entry in self.path.iterdir()} <= {CONFIG, INFO, lock.LOCK}
+
+    def _discard(self) -> None:
+        """Remove what this opening has created; the lock file goes last, so nobody else can be half-way in."""
+        for name in (INFO, CONFIG, lock.LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        _remove_empty(self._created)
+
+    def finish(self) -> None:
+        """Declare the run done and record its files, so that later readers notice when one is lost."""
+        own = {INFO, LOG, lock.LOCK}
+        # Folders are runs of their own, which keep their own record.
+        entries = [entry for entry in sorted(self.path.iterdir()) if entry.is_file() and entry.name not in own]
+        files = {entry.name: entry.stat().st_size for entry in entries}
+        self.update(status="done", finished=provenance.now(), files=files)
+
+    # ------------------------------------------------------------------------------------------------ record
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of run.json, such as `device` and `data_sha256`, and write it with current timings and memory."""
+        self._tick()
+        for name, peak in provenance.peak_memory_mb().items():
+            self.info[name] = max(peak, self.info.get(name, 0.0))
+        self.info |= fields
+        self.write_json(INFO, self.info)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to `info["seconds"][name]`, also when the run is killed after a checkpoint."""
+        self._clock = (name, time.perf_counter())
+        try:
+            yield
+        finally:
+            self._tick()
+            self._clock = None
+            self.update()
+
+    def _tick(self) -> None:
+        if self._clock is not None:
+            name, since = self._clock
+            self._clock = (name, time.perf_counter())
+            self._count(name, self._clock[1] - since)
+
+    def _count(self, stage: str, seconds: float) -> None:
+        self.info["seconds"][stage] = self.info["seconds"].get(stage, 0.0) + seconds
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add time that was measured elsewhere to a stage."""
+        self._count(stage, seconds)
+        self.update()
+
+    # ------------------------------------------------------------------------------------------------ files
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file atomically."""
+        with atomic_write(self.path / name) as temporary:
+            temporary.write_bytes(content)
+
+    def write_text(self, name: str, content: str) -> None:
+        """Write a UTF-8 text file atomically."""
+        self.write_bytes(name, content.encode())
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write plain values as indented JSON, atomically."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_csv(self, name: str, table: "pandas.DataFrame") -> None:
+        """Write a table without its index as CSV, atomically; floats round-trip."""
+        with atomic_write(self.path / name) as temporary:
+            table.to_csv(temporary, index=False)
+
+    def write_parquet(self, name: str, table: "pandas.DataFrame") -> None:
+        """Write a table without its index as Parquet, atomically."""
+        with atomic_write(self.path / name) as temporary:
+            table.to_parquet(temporary, index=False)
+
+    def save_checkpoint(self, name: str, content: Any) -> None:
+        """Write tensors and plain values as a checkpoint, atomically, and bring run.json up to date."""
+        save_checkpoint(self.path / name, content)
+        self.update()
+
+
+def read(path: str | os.PathLike) -> Run:
+    """Open a finished run for reading, without a lock.
+
+    Raises DataError when there is no run, when it has not finished, or when one of its files is lost.
+    """
+    path = Path(path)
+    if not (path / INFO).is_file():
+        below = sorted(path.glob(f"**/{INFO}"))[:3] if path.is_dir() else []
+        hint = "; runs below it: " + ", ".join(str(found.parent) for found in below) if below else ""
+        raise DataError(f"{path}: {'not a run directory' if path.exists() else 'no such run'}{hint}")
+    run = Run(path, _read_config(path / CONFIG), _read_info(path))
+    if not run.done:
+        raise DataError(f"{path}: this run has not finished; first repeat: {run.info.get('command')}")
+    run.check_files()
+    return run
+
+
+def find_done(config: DictConfig) -> Run | None:
+    """The finished run that a command's config names, under whichever labels; or None."""
+    fingerprint = digest(config)
+    for path in Path(config.outputs, _label(config.command)).glob(f"*/*/*/{_name(config.seed, fingerprint)}"):
+        with contextlib.suppress(DataError):  # it has not finished, or lost files: opening it will tell
+            run = read(path)
+            if digest(run.config) == fingerprint:
+                return run
+    return None
+
+
+@contextlib.contextmanager
+def scratch(root: str | os.PathLike) -> Iterator[Path]:
+    """Yield a folder below `root`, visible to every machine that writes runs there, and remove it at the end."""
+    root = Path(root).absolute()
+    created = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".sweep-", dir=root))
+    except OSError as error:
+        raise ConfigError(f"cannot write to {root}: {error.strerror}; choose a place with outputs=DIR") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(created)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # others have moved in
+        for folder in folders:
+            folder.rmdir()
+
+
+def _name(seed: int, fingerprint: str) -> str:
+    return f"seed{seed}-{fingerprint[:8]}"
+
+
+def _label(text: str) -> str:
+    label = re.sub(r"[^A-Za-z0-9._+=-]+", "-", text).strip("-.")
+    if not label:
+        raise ConfigError(f"{text!r} cannot be part of a run's folder name")
+    return label
+
+
+def _damaged(path: Path) -> DataError:
+    state = "damaged" if path.exists() else "missing"
+    return DataError(f"{path}: {state}; restore it, or delete {path.parent} and run the command again")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(path) from error
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    info = _read_json(path / INFO)
+    if not isinstance(info, dict) or not {"status", "seconds", "launches", "files"} <= info.keys():
+        raise _damaged(path / INFO)
+    if info.get("schema") != SCHEMA:
+        raise DataError(f"{path / INFO}: schema {info.get('schema')} is unknown to this version of uqbench")
+    return info
+
+
+def _read_config(path: Path) -> DictConfig:
+    import yaml
+
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise _damaged(path) from error
+    if not isinstance(config, DictConfig):
+        raise _damaged(path)
+    return config

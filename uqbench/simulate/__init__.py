@@ -1,1 +1,0 @@
-"""Simulations on a trained model: what a potential is worth in use."""
