@@ -32,6 +32,7 @@ from uqbench.figures.canvas import render
 from uqbench.inference.prediction_set import predict
 from uqbench.inference.trained_model import TrainedModel
 from uqbench.oracles.base import Labels, Oracle
+from uqbench.runs.experiment import Experiment
 from uqbench.runs.run_dir import RunDir
 from uqbench.seeding import derive, numpy_generator
 
@@ -55,10 +56,6 @@ class Selector(Protocol):
         self, proposals: Proposals, training: Structures, n: int, latents: Callable[[Structures], np.ndarray]
     ) -> Chosen:
         """Choose at most n proposals."""
-
-
-Train = Callable[[int, Structures, Splits], tuple[TrainedModel, Rows]]
-"""Trains and evaluates a generation, or finds that done, and returns its metric rows."""
 
 
 class Loop:
@@ -113,13 +110,14 @@ class Loop:
         """Name of the file with the frames of a generation."""
         return f"data_{generation}.npz"
 
-    def learn(self, dataset: Dataset, train: Train) -> Rows:
+    def learn(self, experiment: Experiment) -> Rows:
         """Go through all generations from wherever the run stands, and return all metric rows."""
-        self.journal.once(1, "data", self.data_name(1), lambda: self._first(dataset))
+        self.journal.once(1, "data", self.data_name(1), lambda: self._first(experiment.dataset))
         rows = []
         for generation in range(1, self.generations + 1):
             structures, splits = unpack(self.run.path / self.data_name(generation))
-            trained, found = train(generation, structures, splits)
+            name = self.data_name(generation)
+            trained, found = experiment.generation(generation, name, structures, splits, self.run)
             if generation < self.generations:
                 found = found + self._extend(generation, structures, splits, trained)
             rows += [row | {"generation": generation} for row in found]

@@ -27,6 +27,8 @@ UNDIGESTED = (
     "hydra",
     "run",  # of evaluate: the path; the weights found there are part of the digest
 )
+# Keys that came later, with what was done before there were any: with that value they change no result, and no name.
+ADDED = {"calibration": {"_target_": "uqbench.uq.calibration.Affine"}}
 # Keys that stay out for one command alone.
 UNDIGESTED_OF = {"train": ("evaluations",)}  # of the finished model: runs of their own, with digests of their own
 
@@ -58,7 +60,9 @@ def settings(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
 
 def _own(content: dict[str, Any]) -> dict[str, Any]:
     others = UNDIGESTED_OF.get(content.get("command"), ())
-    return {key: value for key, value in content.items() if key not in others}
+    return {
+        key: value for key, value in content.items() if key not in others and (key not in ADDED or value != ADDED[key])
+    }
 
 
 # One pattern for all: reports read thousands of configs.

@@ -30,6 +30,7 @@ SLOTS = {
     "dataset": "uqbench.data.sources.base.Dataset",
     "backbone": "uqbench.models.blocks.Backbone",
     "uq": "uqbench.uq.base.UQMethod",
+    "calibration": "uqbench.uq.calibration.Calibrator",
     "training": "uqbench.training.settings.Training",
     "evaluation": "uqbench.evaluations.base.Evaluation",
     "oracle": "uqbench.oracles.base.Oracle",

@@ -26,6 +26,7 @@ from uqbench.runs.provenance import peak_memory_mb
 from uqbench.runs.run_dir import RunDir
 from uqbench.seeding import numpy_generator
 from uqbench.uq.base import UQMethod
+from uqbench.uq.calibration import Calibrator
 
 
 class Metrics(Evaluation):
@@ -72,12 +73,17 @@ class Metrics(Evaluation):
         self.per_element, self.force_ranges, self.batch_size = per_element, force_ranges, batch_size
 
     def calibrate(
-        self, run: RunDir, method: UQMethod, validation: Structures, device: str | torch.device
+        self,
+        run: RunDir,
+        method: UQMethod,
+        validation: Structures,
+        device: str | torch.device,
+        calibrator: Calibrator | None = None,
     ) -> Calibration:
         """Fit the calibration on the validation split, and keep it and its predictions in the run."""
         predictions = predict(method, validation, batch_size=self.batch_size, device=device)
         run.write_parquet("predictions_validation.parquet", predictions.frame())
-        calibration = Calibration.fit(predictions, self.settings.levels)
+        calibration = Calibration.fit(predictions, self.settings.levels, calibrator)
         calibration.save(run)
         return calibration
 

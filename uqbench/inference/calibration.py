@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from uqbench.errors import DataError
 from uqbench.inference.prediction_set import Predictions
 from uqbench.runs.run_dir import Run, RunDir
-from uqbench.uq.calibration import ScoreCalibration
+from uqbench.uq.calibration import Calibrator, ScoreCalibration
 
 CALIBRATION = "calibration.json"
 
@@ -21,15 +21,19 @@ class Calibration:
     energy: ScoreCalibration
 
     @classmethod
-    def fit(cls, validation: Predictions, levels: Sequence[float]) -> Calibration:
-        """Fit both on the predictions of the validation split; raises DataError when they cannot be fitted."""
+    def fit(cls, validation: Predictions, levels: Sequence[float], calibrator: Calibrator | None = None) -> Calibration:
+        """Fit both on the predictions of the validation split; raises DataError when they cannot be fitted.
+
+        calibrator: None for `Affine`.
+        """
+        given = {"levels": levels, "calibrator": calibrator}
         s = validation.structures
         force_error = ((validation.forces - s.forces) ** 2).sum(-1)
         energy_error = (validation.energy - s.energies) ** 2
         try:
             return cls(
-                forces=ScoreCalibration.fit(validation.score, force_error, components=3, levels=levels),
-                energy=ScoreCalibration.fit(validation.energy_score, energy_error, components=1, levels=levels),
+                forces=ScoreCalibration.fit(validation.score, force_error, components=3, **given),
+                energy=ScoreCalibration.fit(validation.energy_score, energy_error, components=1, **given),
             )
         except ValueError as error:
             raise DataError(f"the validation split cannot calibrate the uncertainties: {error}") from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import pickle
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 FORMAT = "uqbench-checkpoint"
 FORMAT_VERSION = 1
 LAST, BEST, HISTORY = "last.pt", "best.pt", "history.csv"  # what a training leaves in its run
+LAYER = "layer.pt"  # what a fit leaves in its run
 TEMPORARY = ".tmp"  # suffix of files that are being written; left over only by a killed process
 
 
@@ -56,6 +58,15 @@ def locked(target: Path) -> Iterator[None]:
             log.warning("waiting for another process that is making %s", target)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Return the digest of a file's content; raises CheckpointError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def save_checkpoint(path: str | os.PathLike, content: Any) -> None:

@@ -6,6 +6,7 @@ the same command finds the same run: done, to be continued, or in use by another
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from uqbench.config import digest
 from uqbench.errors import ConfigError, DataError, UserError
 from uqbench.runs import lock, provenance
-from uqbench.runs.files import TEMPORARY, atomic_write, load_checkpoint, save_checkpoint
+from uqbench.runs.files import BEST, LAYER, TEMPORARY, atomic_write, file_sha256, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     import pandas
@@ -43,6 +44,13 @@ class Run:
     def done(self) -> bool:
         """Whether the run has finished and its results are complete."""
         return self.info["status"] == "done"
+
+    def weights_sha256(self) -> str:
+        """Digest of what the run predicts with: its weights, or its layer and the weights below that."""
+        model = self.info.get("model")
+        if model is None:
+            return file_sha256(self.path / BEST)
+        return hashlib.sha256(f"{file_sha256(self.path / LAYER)} on {model['sha256']}".encode()).hexdigest()
 
     def load_checkpoint(self, name: str) -> Any:
         """Content of a checkpoint of this run; CheckpointError when it is missing, damaged or foreign."""

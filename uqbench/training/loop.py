@@ -25,14 +25,14 @@ from uqbench.runs.checkpoints import Checkpoints
 from uqbench.seeding import torch_generator
 from uqbench.training.schedule import Schedule
 from uqbench.training.settings import POINT_LOSSES, Training
-from uqbench.uq.base import KCAL_PER_MOL, UQMethod
+from uqbench.uq.base import KCAL_PER_MOL, Method
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 
 def train(
-    method: UQMethod, training: Structures, validation: Structures, settings: Training, seed: int, folder: Path
+    method: Method, training: Structures, validation: Structures, settings: Training, seed: int, folder: Path
 ) -> None:
     """Train a method and leave best.pt, last.pt and history.csv in `folder`; go on from last.pt where it exists.
 
@@ -51,7 +51,7 @@ def train(
 
 
 def _train(
-    method: UQMethod,
+    method: Method,
     training: Structures,
     validation: Structures,
     settings: Training,
@@ -137,7 +137,7 @@ def epoch_batches(n_frames: int, batch_size: int, seed: int, epoch: int) -> Iter
 class Objective(nn.Module):
     """The loss of some frames as one module, so that Fabric can wrap it for any device and number of processes."""
 
-    def __init__(self, method: UQMethod, settings: Training) -> None:
+    def __init__(self, method: Method, settings: Training) -> None:
         super().__init__()
         self.method, self.settings = method, settings
 

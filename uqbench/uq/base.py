@@ -12,7 +12,6 @@ from ase import units
 from torch import Tensor, nn
 
 from uqbench.data.graph import Batch
-from uqbench.data.structures import Structures
 from uqbench.models.potential import Output, Potential
 
 # Losses are in kcal/mol and kcal/mol/Å, the study's units; everything else is in eV.
@@ -63,11 +62,9 @@ class Losses:
 
 
 class UQMethod(nn.Module, abc.ABC):
-    """A potential with uncertainties.
+    """A potential with uncertainties: a `Method`, which changes the training, or a `Layer` on a model that is there.
 
-    Built with `build_potential(members, heads)`, which makes a potential with that many members (None: a single
-    model, no member axis) and further output channels per head. The training loop minimises `losses`; `fit` runs once
-    on the training set after it. All state that `predict` needs must be in the module's state dict.
+    All state that `predict` needs must be in the module's state dict.
 
     `score_scale` says what kind of number the scores are: `ratio`, positive with a natural zero, such as variances, or
     `log`, with an arbitrary zero, such as negative log densities. Attacks multiply scores with probabilities, which
@@ -77,6 +74,26 @@ class UQMethod(nn.Module, abc.ABC):
     potential: Potential
     score_scale: ClassVar[Literal["ratio", "log"]] = "ratio"
     informed: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def predict(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Prediction:
+        """Predict a batch, on request with stresses.
+
+        With `create_graph`, differentiable by `batch.positions` where they require a gradient.
+        """
+
+    @property
+    def n_models(self) -> int:
+        """Independent potentials that one prediction evaluates."""
+        return self.potential.members or 1
+
+
+class Method(UQMethod):
+    """Uncertainty that is trained with the potential.
+
+    Built with `build_potential(members, heads)`, which makes a potential with that many members (None: a single
+    model, no member axis) and further output channels per head. The training loop minimises `losses`.
+    """
 
     def begin(self, n_train: int, seed: int) -> None:
         """Draw what the method needs to know of the training set before training starts; nothing by default."""
@@ -91,21 +108,6 @@ class UQMethod(nn.Module, abc.ABC):
     @abc.abstractmethod
     def losses(self, batch: Batch, point_loss: PointLoss) -> Losses:
         """Return the losses of a batch; `point_loss` maps force residuals (..., N, 3) in kcal/mol/Å to (..., N)."""
-
-    def fit(self, training: Structures, batch_size: int) -> None:
-        """Fit what is not trained by gradient descent, on the training frames; nothing by default."""
-
-    @abc.abstractmethod
-    def predict(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Prediction:
-        """Predict a batch, on request with stresses.
-
-        With `create_graph`, differentiable by `batch.positions` where they require a gradient.
-        """
-
-    @property
-    def n_models(self) -> int:
-        """Independent potentials that one prediction evaluates."""
-        return self.potential.members or 1
 
 
 def residuals(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 No object here sees the test set, nor changes how a score ranks. All are plain numbers, saved with the run.
 """
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,34 @@ class LinearCalibration:
         return cls(a=float(values["a"]), b=float(values["b"]), floor=float(values["floor"]))
 
 
+class Calibrator(abc.ABC):
+    """How validation data turn a score into a variance, one for each conf/calibration/*.yaml."""
+
+    @abc.abstractmethod
+    def fit(self, score: ArrayLike, squared_error: ArrayLike, *, components: int) -> LinearCalibration:
+        """Fit to validation data; arguments and errors as in `LinearCalibration.fit`."""
+
+
+class Affine(Calibrator):
+    """v = a U + b with a >= 0 and the best Gaussian likelihood: the study's calibration."""
+
+    def fit(self, score: ArrayLike, squared_error: ArrayLike, *, components: int) -> LinearCalibration:
+        return LinearCalibration.fit(score, squared_error, components=components)
+
+
+class Scale(Calibrator):
+    """v = a U with the best Gaussian likelihood, a = mean of e²/U per component; for positive scores only."""
+
+    def fit(self, score: ArrayLike, squared_error: ArrayLike, *, components: int) -> LinearCalibration:
+        score, squared_error = _checked(score, squared_error)
+        if not score.min() > 0:
+            raise ValueError("score: calibration=scale needs scores > 0; take calibration=affine")
+        a = float(np.mean(squared_error / score)) / components
+        if not a > 0:
+            raise ValueError("squared_error: all errors are zero, there is nothing to calibrate")
+        return LinearCalibration(a=a, b=0.0, floor=a * float(score.min()))
+
+
 @dataclass(frozen=True)
 class ConformalCalibration:
     """Split-conformal radii: q(level) times an uncertainty covers a new error with at least that probability.
@@ -156,10 +185,19 @@ class ScoreCalibration:
 
     @classmethod
     def fit(
-        cls, score: ArrayLike, squared_error: ArrayLike, *, components: int, levels: Sequence[float]
+        cls,
+        score: ArrayLike,
+        squared_error: ArrayLike,
+        *,
+        components: int,
+        levels: Sequence[float],
+        calibrator: Calibrator | None = None,
     ) -> "ScoreCalibration":
-        """Fit both on validation data; arguments and errors as in `LinearCalibration` and `ConformalCalibration`."""
-        linear = LinearCalibration.fit(score, squared_error, components=components)
+        """Fit both on validation data; arguments and errors as in `Calibrator` and `ConformalCalibration`.
+
+        calibrator: None for `Affine`.
+        """
+        linear = (calibrator or Affine()).fit(score, squared_error, components=components)
         sigma = np.sqrt(linear.variance(score))
         return cls(linear, ConformalCalibration.fit(sigma, squared_error, levels=levels))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from uqbench.data.graph import Batch
-from uqbench.uq.base import BuildPotential, Losses, PointLoss, Prediction, UQMethod, absolute_errors, residuals
+from uqbench.uq.base import BuildPotential, Losses, Method, PointLoss, Prediction, absolute_errors, residuals
 
 
-class Deterministic(UQMethod):
+class Deterministic(Method):
     """One potential that is equally sure of everything.
 
     Its score is 1 everywhere and gets a unit by calibration alone: the calibrated likelihood is that of one variance

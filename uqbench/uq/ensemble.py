@@ -11,16 +11,16 @@ from uqbench.seeding import numpy_generator
 from uqbench.uq.base import (
     BuildPotential,
     Losses,
+    Method,
     PointLoss,
     Prediction,
-    UQMethod,
     absolute_errors,
     force_trace_variance,
     residuals,
 )
 
 
-class Ensemble(UQMethod):
+class Ensemble(Method):
     """M potentials trained side by side on the same batches; the variance is that of their predictions.
 
     Args:

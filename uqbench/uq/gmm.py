@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from uqbench.data.graph import Batch, GraphSet
+from uqbench.data.graph import Batch
 from uqbench.data.structures import Structures
 from uqbench.errors import CheckpointError, ConfigError, TrainingError
+from uqbench.models.potential import Output, Potential
 from uqbench.seeding import derive
-from uqbench.uq.base import (
-    BuildPotential,
-    Losses,
-    PointLoss,
-    Prediction,
-    UQMethod,
-    absolute_errors,
-    mean_over_atoms,
-    residuals,
-)
+from uqbench.uq.layer import FittedBuffers, Layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sklearn.mixture import GaussianMixture
 
 # Numbers held at once while a density is evaluated: 24 MiB in float64, less than what glibc maps afresh at every use.
@@ -38,15 +28,15 @@ CHUNK = 3 * 2**20
 BLOCK = 32
 
 
-class GMM(UQMethod):
-    """One potential, and a full-covariance Gaussian mixture of its latents fitted after training.
+class GMM(Layer):
+    """A full-covariance Gaussian mixture of the latents of a potential's training atoms.
 
     The score is the negative log density of an atom's latents, in nats; it may be negative and is no variance: units
     come by calibration alone. The score of a structure is the mean over its atoms. Source: Zhu, Batzner, Musaelian,
     Kozinsky, J. Chem. Phys. 158, 164111 (2023); docs/methods.md.
 
     Args:
-        build_potential: makes the potential.
+        potential: a single model.
         components: of the mixture; of a list, the number with the lowest Bayesian information criterion.
         per_element: one mixture for each element; an atom is then compared with those of its own.
         reg_covar: added to the diagonals of the covariances, in squared units of the latents.
@@ -57,7 +47,7 @@ class GMM(UQMethod):
 
     def __init__(
         self,
-        build_potential: BuildPotential,
+        potential: Potential,
         *,
         components: int | list[int],
         per_element: bool,
@@ -66,46 +56,32 @@ class GMM(UQMethod):
         max_iter: int,
         tol: float,
     ) -> None:
-        super().__init__()
+        super().__init__(potential)
         choices = [components] if isinstance(components, int) else list(components)
         if not choices or min(choices) < 1:
             raise ConfigError(f"uq.components: expected a number >= 1 or a list of such, got {components}")
         for name, value in (("reg_covar", reg_covar), ("n_init", n_init), ("max_iter", max_iter), ("tol", tol)):
             if value < 0 or (value == 0 and name in ("n_init", "max_iter")):
                 raise ConfigError(f"uq.{name}: must be > 0, got {value}")
-        self.potential = build_potential(None, {})
         self.choices, self.per_element = choices, per_element
         self.options = {"reg_covar": reg_covar, "n_init": n_init, "max_iter": max_iter, "tol": tol}
         groups = len(self.potential.references) if per_element else 1
         self.mixtures = Mixtures(groups, self.potential.backbone.features)
 
-    def begin(self, n_train: int, seed: int) -> None:
-        self.seed = seed
-
-    def losses(self, batch: Batch, point_loss: PointLoss) -> Losses:
-        output = self.potential(batch, create_graph=torch.is_grad_enabled())
-        energy, forces = residuals(output, batch)
-        return Losses(energy.abs(), point_loss(forces), *absolute_errors(output.energy, output.forces, batch))
-
-    def fit(self, training: Structures, batch_size: int) -> None:
+    def fit(self, training: Structures, *, batch_size: int, seed: int) -> None:
         """Fit the mixtures to the latents of the training atoms; raises TrainingError where that is impossible."""
-        scale = self.potential.scale
-        graphs = GraphSet(training, self.potential.backbone.cutoff, dtype=scale.dtype, device=scale.device)
-        latents, groups = [], []
-        for batch in graphs.batches(batch_size):
-            latents.append(self.potential(batch).latents.double().cpu().numpy())
-            groups.append(self._groups(batch).cpu().numpy())
-        atoms, group = np.concatenate(latents), np.concatenate(groups)
-        self.mixtures.take([self._fit(atoms[group == g], g) for g in range(self.mixtures.groups)])
+        latents, species = (tensor.numpy() for tensor in self.training_latents(training, batch_size))
+        group = species if self.per_element else np.zeros_like(species)
+        self.mixtures.take_mixtures([self._fit(latents[group == g], g, seed) for g in range(self.mixtures.groups)])
 
-    def _fit(self, latents: np.ndarray, group: int) -> GaussianMixture:
+    def _fit(self, latents: np.ndarray, group: int, seed: int) -> GaussianMixture:
         from sklearn.mixture import GaussianMixture
 
         if not np.isfinite(latents).all():
             raise TrainingError("the latents of the training atoms are not finite; the training has diverged")
         candidates = []
         for k in self.choices:
-            state = derive(self.seed, "gmm", group, k) % 2**32
+            state = derive(seed, "gmm", group, k) % 2**32
             try:
                 candidates.append(GaussianMixture(k, random_state=state, **self.options).fit(latents))
             except ValueError as error:
@@ -115,26 +91,12 @@ class GMM(UQMethod):
                 ) from error
         return candidates[0] if len(candidates) == 1 else min(candidates, key=lambda mixture: mixture.bic(latents))
 
-    def _groups(self, batch: Batch) -> Tensor:
-        species = self.potential.species_of_element[batch.numbers]
-        return species if self.per_element else torch.zeros_like(species)
-
-    def predict(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Prediction:
-        """Predict a batch; raises CheckpointError as long as no mixture has been fitted."""
-        output = self.potential(batch, create_graph=create_graph, stress=stress)
-        score = -self.mixtures(output.latents, self._groups(batch))
-        return Prediction(
-            energy=output.energy,
-            forces=output.forces,
-            energy_variance=None,
-            force_variance=None,
-            score=score,
-            energy_score=mean_over_atoms(score, batch),
-            stress=output.stress,
-        )
+    def score(self, output: Output, batch: Batch) -> Tensor:
+        species = self.species(batch)
+        return -self.mixtures(output.latents, species if self.per_element else torch.zeros_like(species))
 
 
-class Mixtures(nn.Module):
+class Mixtures(FittedBuffers):
     """Gaussian mixtures of latents, one for each group of atoms; float64 whatever the precision of the model.
 
     Buffers, with K the largest number of components of any group: log_weights (G, K), -inf where a group has fewer;
@@ -150,13 +112,13 @@ class Mixtures(nn.Module):
         self.groups, self.features = groups, features
         for name, shape in self._shapes(0).items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
-        self._prepare()
+        self.prepare()
 
     def _shapes(self, components: int) -> dict[str, Sequence[int]]:
         means = (self.groups, components, self.features)
         return {"log_weights": means[:2], "means": means, "precision_cholesky": (*means, self.features)}
 
-    def take(self, fitted: Sequence[GaussianMixture]) -> None:
+    def take_mixtures(self, fitted: Sequence[GaussianMixture]) -> None:
         """Take over the parameters of one scikit-learn mixture per group."""
         arrays = {name: np.zeros(shape) for name, shape in self._shapes(max(m.n_components for m in fitted)).items()}
         arrays["log_weights"][:] = -np.inf
@@ -166,12 +128,9 @@ class Mixtures(nn.Module):
             arrays["log_weights"][group, k] = np.log(mixture.weights_)
             arrays["means"][group, k] = mixture.means_
             arrays["precision_cholesky"][group, k] = mixture.precisions_cholesky_
-        for name, array in arrays.items():
-            setattr(self, name, torch.as_tensor(array).to(getattr(self, name)))
-        self._prepare()
+        self.take(**{name: torch.as_tensor(array) for name, array in arrays.items()})
 
-    def _prepare(self) -> None:
-        """Lay out for `forward` what follows from the buffers; to be called whenever they have changed."""
+    def prepare(self) -> None:
         cholesky = self.precision_cholesky
         log_determinants = cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         # ln of weight times density at the mean, (G, K).
@@ -202,22 +161,6 @@ class Mixtures(nn.Module):
             y = x[:, : maps.shape[1]] @ maps[g]  # (n, K * columns)
             squares = squares + SquaredNorm.apply(y.view(len(x), len(peaks), y.shape[1] // len(peaks)))
         return torch.logsumexp(peaks - 0.5 * squares, dim=1)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Mixtures:
-        # Follows the model to another device but not to another precision: a covariance that is nearly singular, as
-        # those of latents are, does not survive single precision.
-        super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
-        self._prepare()
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, own in list(self.named_buffers()):
-            stored = state_dict.get(prefix + name)
-            if stored is not None and stored.dim() == own.dim():
-                # Only the number of components is the checkpoint's; other shapes must agree.
-                setattr(self, name, own.new_zeros(own.shape[0], stored.shape[1], *own.shape[2:]))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._prepare()
 
 
 class SquaredNorm(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from uqbench.data.graph import Batch
 from uqbench.errors import ConfigError
-from uqbench.uq.base import BuildPotential, Losses, PointLoss, UQMethod, absolute_errors, residuals
+from uqbench.uq.base import BuildPotential, Losses, Method, PointLoss, absolute_errors, residuals
 
 Likelihood = Literal["vector", "norm"]
 # Above it the Stirling series of the ratio of gamma functions is exact to float64, below it lgamma has digits to spare.
@@ -19,7 +19,7 @@ STIRLING = 30.0
 HEAD = "distribution"
 
 
-class LikelihoodMethod(UQMethod):
+class LikelihoodMethod(Method):
     """One potential with a head that predicts the distribution of its force errors, atom by atom.
 
     The force loss is a negative log likelihood, the energy loss stays the absolute error (docs/methods.md). During

@@ -1,0 +1,488 @@
+"""One experiment: a model on its data, what is fitted on top of it, and its scores, each made once and then found."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from uqbench import config
+from uqbench.config import did_you_mean
+from uqbench.data.sources import OUT_OF_DOMAIN
+from uqbench.errors import ConfigError, DataError, LockedError
+from uqbench.runs import metrics_table, run_dir
+from uqbench.runs.files import LAYER
+from uqbench.runs.run_dir import Run, RunDir
+
+if TYPE_CHECKING:
+    from uqbench.data.sources.base import Dataset
+    from uqbench.data.structures import Splits, Structures
+    from uqbench.evaluations.base import Rows
+    from uqbench.evaluations.metrics import Metrics
+    from uqbench.inference.trained_model import TrainedModel
+
+log = logging.getLogger(__name__)
+
+WHOLE = "all"  # as a split: every frame of the data set
+AUTO = "auto"  # as a split: out of domain where the data set has such frames, otherwise nothing
+WAIT_S = 1.0  # between looks at a model that another process is training
+
+
+class Experiment:
+    """What a config of `train` asks for, and what `al` asks for in each generation.
+
+    Args:
+        cfg: with the keys dataset, backbone, uq, calibration, training, evaluation and those that all commands share.
+        choices: the options chosen of the groups, which name the run.
+        dataset: None to build it from the config.
+    """
+
+    def __init__(self, cfg: DictConfig, choices: Mapping[str, str], dataset: Dataset | None = None) -> None:
+        self.cfg, self.choices = cfg, dict(choices)
+        self.dataset = config.build(cfg.dataset) if dataset is None else dataset
+        names = {group: str(choices[group]) for group in ("dataset", "backbone", "uq")}
+        self.labels: dict[str, Any] = {"dataset": names.pop("dataset"), "subset": self.dataset.subset, **names}
+        self.labels["seed"] = cfg.seed
+
+    def train(self) -> Run:
+        """Bring the model, or the layer on it, to its end in the run that the config names, and return that run.
+
+        The model of a layer is a run of its own, that of `uq=deterministic`: all layers of one config share it.
+        """
+        with open_run(self.cfg, "train", self.labels) as run:
+            if not run.done:
+                self._make(run, None)
+        return run
+
+    def fit(self, run: RunDir, model: Run, structures: Structures, splits: Splits) -> None:
+        """Fit a layer on a finished model, calibrate and score it, in an open run, and finish that.
+
+        structures, splits: those of the model.
+        """
+        evaluation = self._evaluation()
+        device = _device(model.config)
+        parts = {name: structures[frames] for name, frames in splits.items()}
+        run.update(device=device, labels=self.labels, choices=self.choices)
+        self._fit(run, model, parts["train"], evaluation, device)
+        self._finish(run, model, parts, evaluation, device, None)
+
+    def evaluations(self, splits: Mapping[str, Collection]) -> dict[str, DictConfig]:
+        """Return those of the config's `evaluations` that are not switched off, by name.
+
+        splits: of the data. Raises ConfigError where one wants a split that is not there.
+        """
+        wanted = wanted_evaluations(self.cfg, splits)
+        for name, one in wanted.items():
+            _require_split(name, one.split, splits)
+        return wanted
+
+    def evaluate(self, name: str, wanted: DictConfig, run: Run) -> Run:
+        """Bring one of the `evaluations` of a finished run to its end, in a run as `uqbench evaluate run=...` makes it.
+
+        Other evaluations than those of the first time train nothing anew.
+        """
+        common = {key: self.cfg[key] for key in ("seed", "outputs", "data_root", "kernels")}
+        own = {"command": "evaluate", **common, "run": str(run.path), "dataset": None}
+        own |= OmegaConf.to_container(wanted, resolve=True)
+        option = self.choices.get(f"evaluation@evaluations.{name}.evaluation")
+        return evaluate(OmegaConf.create(own), {"evaluation": option} if option else {})
+
+    def generation(
+        self, number: int, data_name: str, structures: Structures, splits: Splits, within: RunDir
+    ) -> tuple[TrainedModel, Rows]:
+        """Train a generation of active learning and evaluate it, unless that was done before.
+
+        Args:
+            number: from 1. data_name: the file of its frames in the run `within`.
+            structures, splits: its frames.
+            within: the run of active learning; each generation and each of its evaluations is a run below it, which
+                `uqbench evaluate` and `uqbench.load` take.
+        """
+        from uqbench.inference.trained_model import TrainedModel
+        from uqbench.runs.reuse import adopt, find_twin
+
+        # Before anything is trained: a wrong name should not cost a generation.
+        wanted = self.evaluations(splits)
+        own = self._of_generation(data_name, structures, within)
+        with RunDir(within.path / f"generation_{number}", own, "train") as run:
+            twin = None if run.done else find_twin(run, within.path / data_name)
+            if twin is not None:
+                adopt(run, twin, number)
+            elif not run.done:
+                Experiment(own, self.choices, config.build(own.dataset)).relabelled(self.labels)._make(run, number)
+        rows = _rows(run, "test")
+        trained = TrainedModel.from_run(run.path, device=_device(own))
+        for name, one in wanted.items():
+            evaluated = self._evaluate_generation(
+                number, name, one, run, trained, structures[splits[one.split]], within
+            )
+            rows += _rows(evaluated, name)
+        return trained, rows
+
+    def relabelled(self, labels: Mapping[str, Any]) -> Experiment:
+        """Return this experiment under other labels: those of the data that its own are a part of."""
+        self.labels = dict(labels)
+        return self
+
+    # ------------------------------------------------------------------------------------------------ steps
+
+    def _make(self, run: RunDir, generation: int | None) -> None:
+        """Train, fit, calibrate and score in an open run, and finish it."""
+        from uqbench.models import compiled
+        from uqbench.models.compiled.allocator import tune
+        from uqbench.uq.io import is_layer
+
+        tune()
+        run.update(kernels=compiled.use(self.cfg.kernels))
+        evaluation, layered = self._evaluation(), is_layer(self.cfg.uq)
+        settings = config.build(self.cfg.training)
+        if layered and generation is None:
+            model = self._model()
+            structures, splits = self._load(run)
+            self.fit(run, model, structures, splits)
+            return
+        device = _device(self.cfg)
+        structures, splits = self._load(run)
+        self.evaluations(splits)
+        parts = {name: structures[frames] for name, frames in splits.items()}
+        run.update(device=device, labels=self.labels, choices=self.choices)
+        self._train(run, parts, settings, layered)
+        if layered:
+            # The generations of a run are no sweep over layers: each keeps its model beside its layer.
+            self._fit(run, run, parts["train"], evaluation, device)
+        self._finish(run, run, parts, evaluation, device, generation)
+
+    def _model(self) -> Run:
+        """The finished run of the plain model of the same config and seed, trained now if need be."""
+        from uqbench.uq.io import PLAIN, plain
+
+        cfg = plain(self.cfg)
+        cfg.evaluations = {}
+        experiment, told = Experiment(cfg, self.choices | {"uq": PLAIN}, self.dataset), False
+        while True:
+            try:
+                return experiment.train()
+            except LockedError as error:  # another layer of a sweep is training it
+                if not told:
+                    log.warning("waiting for the model: %s", error)
+                told = True
+                time.sleep(WAIT_S)
+
+    def _train(self, run: RunDir, parts: Mapping[str, Structures], settings: Any, layered: bool) -> None:
+        from uqbench.models.potential import Normalisation
+        from uqbench.runs.checkpoints import seconds_trained
+        from uqbench.training.loop import train
+        from uqbench.uq.io import build_method, plain
+
+        cfg = plain(self.cfg) if layered else self.cfg
+        method = build_method(cfg, Normalisation.fit(parts["train"]))
+        with run.stage("train"):
+            train(method, parts["train"], parts["validation"], settings, self.cfg.seed, run.path)
+        # What a killed process did before its last checkpoint is known to that alone.
+        run.add_seconds("train", max(0.0, seconds_trained(run.path) - run.info["seconds"]["train"]))
+
+    def _fit(self, run: RunDir, model: Run, training: Structures, evaluation: Metrics, device: str) -> None:
+        from uqbench.uq.io import fit_layer
+
+        with run.stage("fit"):
+            layer = fit_layer(
+                self.cfg, run, model, training, device=device, batch_size=evaluation.batch_size, seed=self.cfg.seed
+            )
+            run.save_checkpoint(LAYER, {"layer": layer.fitted_state()})
+
+    def _finish(
+        self,
+        run: RunDir,
+        model: Run,
+        parts: Mapping[str, Structures],
+        evaluation: Metrics,
+        device: str,
+        generation: int | None,
+    ) -> None:
+        """Calibrate on the validation split, score the test split, and finish the run."""
+        from uqbench.evaluations.base import cost_rows
+        from uqbench.inference.trained_model import TrainedModel
+        from uqbench.uq.io import load_method, n_parameters
+
+        method = load_method(run).to(device)
+        title = metrics_table.title_of(self.labels, "test")
+        with run.stage("evaluate"):
+            calibrator = config.build(self.cfg.calibration)
+            calibration = evaluation.calibrate(run, method, parts["validation"], device, calibrator)
+            trained = TrainedModel(method, calibration, device)
+            rows = evaluation.evaluate(run, trained, parts["test"], split="test", title=title)
+            rows += cost_rows(
+                training_time=(model.info["seconds"]["train"], "s"), parameters=(n_parameters(method), "1")
+            )
+        command = run.config.command
+        metrics_table.write_metrics(run, rows, command=command, split="test", labels=self.labels, generation=generation)
+        run.finish()
+
+    def _evaluation(self) -> Metrics:
+        from uqbench.evaluations.metrics import Metrics
+
+        evaluation = config.build(self.cfg.evaluation)
+        if not isinstance(evaluation, Metrics):
+            raise ConfigError(
+                "evaluation: training ends with evaluation=metrics; then take uqbench evaluate run=... for any other"
+            )
+        return evaluation
+
+    def _load(self, run: RunDir) -> tuple[Structures, Splits]:
+        """Load and split the data, record both in the run, and refuse data that changed since the run began."""
+        from uqbench.data.structures import check_splits, duplicates_across
+
+        structures = self.dataset.load()
+        sha256 = structures.sha256()
+        if run.info["data_sha256"] not in (None, sha256):
+            raise DataError(
+                f"{structures.origin} has changed since {run.path} was started; restore the file or delete the run"
+            )
+        splits = self.dataset.split(structures)
+        check_splits(splits, len(structures))
+        shared = duplicates_across(structures, splits)
+        if shared:
+            name, frame, other, twin = shared[0]
+            log.warning(
+                "%d geometries stand in several splits, such as frame %d (%s) and %d (%s): the test is not independent",
+                *(len(shared), structures.ids[frame], name, structures.ids[twin], other),
+            )
+        run.update(data_sha256=sha256, data_origin=structures.origin, duplicates_across_splits=len(shared))
+        run.write_json("splits.json", {name: frames.tolist() for name, frames in splits.items()})
+        return structures, splits
+
+    def _of_generation(self, data_name: str, structures: Structures, within: RunDir) -> DictConfig:
+        """The config of a generation: that of a training on the frames that the run of active learning keeps."""
+        # Relative to a data root, which is no part of a run's identity: the whole run can be moved.
+        data = {"path": data_name, "data_root": str(within.path), "sha256": structures.sha256()}
+        settings = OmegaConf.to_container(self.cfg, resolve=True)
+        keys = ("seed", "outputs", "kernels", "backbone", "uq", "calibration", "training", "evaluation")
+        dataset = {"_target_": "uqbench.data.sources.packed.Packed", **data, "subset": self.labels["subset"]}
+        own = {"command": "train", "data_root": None, **{key: settings[key] for key in keys}, "dataset": dataset}
+        return OmegaConf.create(own)
+
+    def _evaluate_generation(
+        self,
+        number: int,
+        name: str,
+        wanted: DictConfig,
+        run: Run,
+        trained: TrainedModel,
+        frames: Structures,
+        within: RunDir,
+    ) -> Run:
+        from uqbench.runs.reuse import adopt, find_evaluation
+
+        identity = OmegaConf.create({"command": "evaluate", "seed": self.cfg.seed, "name": name, **wanted})
+        with RunDir(within.path / f"generation_{number}_{name}", identity, "evaluate") as evaluated:
+            twin = None if evaluated.done else find_evaluation(evaluated, run, name)
+            if twin is not None:
+                adopt(evaluated, twin, number)
+            elif not evaluated.done:
+                evaluated.update(labels=self.labels, choices=self.choices, data_sha256=frames.sha256())
+                title = f"{metrics_table.title_of(self.labels, name)}, generation {number}"
+                _evaluate(evaluated, wanted, trained, frames, self.labels, split=name, title=title, generation=number)
+        return evaluated
+
+
+# ---------------------------------------------------------------------------------------------- on finished runs
+
+
+def fit(cfg: DictConfig, choices: Mapping[str, str]) -> Run:
+    """Fit the layer of `cfg` on the finished run `cfg.run`, in a run of its own, and return that.
+
+    Raises ConfigError for a method that is no layer, DataError where the data are not those of the run.
+    """
+    identity = identity_of_fit(cfg)
+    model = run_dir.read(cfg.run)
+    names = {**model.info.get("choices", {}), **choices}
+    labels = {**model.info["labels"], "uq": str(choices["uq"])}
+    with open_run(identity, "fit", labels) as run:
+        if not run.done:
+            config.require_slots(model.config)
+            _fit(run, identity, cfg, model, names, labels)
+    return run
+
+
+def _fit(
+    run: RunDir,
+    identity: DictConfig,
+    cfg: DictConfig,
+    model: Run,
+    names: Mapping[str, str],
+    labels: Mapping[str, Any],
+) -> None:
+    import numpy as np
+
+    from uqbench.models import compiled
+    from uqbench.models.compiled.allocator import tune
+    from uqbench.uq.io import is_layer
+
+    if not is_layer(cfg.uq):
+        raise ConfigError(f"uq: {labels['uq']} is trained with its model: uqbench train uq={labels['uq']} makes one")
+    tune()
+    run.update(kernels=compiled.use(cfg.kernels))
+    structures = _own_data(model, cfg.data_root).load()
+    _require_same_data(structures, model)
+    splits = {name: np.asarray(frames) for name, frames in model.read_json("splits.json").items()}
+    run.update(data_sha256=structures.sha256(), data_origin=structures.origin)
+    run.write_json("splits.json", {name: frames.tolist() for name, frames in splits.items()})
+    dataset = _own_data(model, cfg.data_root)
+    Experiment(identity, names, dataset).relabelled(labels).fit(run, model, structures, splits)
+
+
+def identity_of_fit(cfg: DictConfig) -> DictConfig:
+    """Return what the run of a fit is named by: the weights, not the path to them, and all that made the model.
+
+    Raises UserError as `run_dir.read` does.
+    """
+    model = run_dir.read(cfg.run)
+    made = {key: model.config[key] for key in ("seed", "dataset", "backbone", "training") if key in model.config}
+    own = OmegaConf.to_container(cfg, resolve=True) | OmegaConf.to_container(OmegaConf.create(made), resolve=True)
+    return OmegaConf.create(own | {"source_sha256": model.weights_sha256()})
+
+
+def evaluate(cfg: DictConfig, choices: Mapping[str, str]) -> Run:
+    """Predict the chosen frames with the model and calibration of the run `cfg.run`, and return the run of the scores.
+
+    Without a data set the run's own data and splits are used; they must be the ones that it was trained with.
+    """
+    source = run_dir.read(cfg.run)
+    labels = dict(source.info["labels"])
+    own_data = cfg.dataset is None
+    if own_data:
+        dataset = _own_data(source, cfg.data_root)
+    else:
+        dataset = config.build(cfg.dataset)
+        labels |= {"dataset": str(choices["dataset"]), "subset": dataset.subset}
+    with open_run(identity_of_evaluation(cfg), "evaluate", labels) as run:
+        if not run.done:
+            config.require_slots(source.config)  # before anything more of a run that may come from anybody is built
+            run.update(choices={**source.info.get("choices", {}), **choices})
+            _evaluate_source(run, cfg, source, dataset, labels, own_data)
+    return run
+
+
+def identity_of_evaluation(cfg: DictConfig) -> DictConfig:
+    """Return what the run of an evaluation is named by: the weights, not the path to them, decide what it is of.
+
+    Raises UserError as `run_dir.read` does.
+    """
+    weights = run_dir.read(cfg.run).weights_sha256()
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"source_sha256": weights})
+
+
+def _evaluate_source(
+    run: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, labels: dict[str, Any], own_data: bool
+) -> None:
+    from uqbench.inference.trained_model import TrainedModel
+    from uqbench.models import compiled
+    from uqbench.models.compiled.allocator import tune
+
+    tune()
+    run.update(kernels=compiled.use(cfg.kernels))
+    device = _device(source.config)
+    chosen = _choose(source, dataset, cfg.split, own_data)
+    run.update(device=device, labels=labels, data_sha256=chosen.sha256())
+    run.update(source=str(source.path), source_settings=config.settings(source.config))
+    trained = TrainedModel.from_run(source.path, device=device)
+    title = metrics_table.title_of(labels, cfg.split)
+    _evaluate(run, cfg, trained, chosen, labels, split=cfg.split, title=title, generation=None)
+
+
+def _evaluate(
+    run: RunDir,
+    wanted: DictConfig,
+    trained: TrainedModel,
+    frames: Structures,
+    labels: Mapping[str, Any],
+    *,
+    split: str,
+    title: str,
+    generation: int | None,
+) -> None:
+    """Evaluate frames as `wanted.evaluation` says, in an open run, and finish it."""
+    evaluation = config.build(wanted.evaluation)
+    with run.stage("evaluate"):
+        rows = evaluation.evaluate(run, trained, frames, split=wanted.split, title=title)
+    metrics_table.write_metrics(run, rows, command="evaluate", split=split, labels=labels, generation=generation)
+    run.finish()
+
+
+def wanted_evaluations(cfg: DictConfig, splits: Mapping[str, Collection]) -> dict[str, DictConfig]:
+    """Return those of a config's `evaluations` that are not switched off, by name; none where it has no such key.
+
+    splits: of the data; the split `auto` is `out_of_domain` where they have one, and switches off where not.
+    """
+    auto = OUT_OF_DOMAIN if len(splits.get(OUT_OF_DOMAIN, ())) else None
+    found = {}
+    for name, one in (cfg.get("evaluations") or {}).items():
+        split = None if one is None else auto if one.split == AUTO else one.split
+        if split is not None:
+            found[str(name)] = one if one.split == split else OmegaConf.merge(one, {"split": split})
+    return found
+
+
+def open_run(cfg: DictConfig, command: str, labels: Mapping[str, Any]) -> RunDir:
+    """Lock the run that a config and its labels name; see `RunDir.open`."""
+    place = {name: labels[name] for name in ("backbone", "uq", "seed")}
+    place["dataset"] = "-".join(filter(None, (labels["dataset"], labels["subset"])))
+    return RunDir.open(root=cfg.outputs, command=command, config=cfg, **place)
+
+
+def _require_split(name: str, split: str, sizes: Mapping[str, Collection]) -> None:
+    """Raise ConfigError, for the evaluation of a name, where a split is unknown or holds no frames."""
+    if split not in sizes or not len(sizes[split]):
+        raise ConfigError(
+            f"evaluations.{name}.split: no frames in split '{split}'{did_you_mean(split, sizes)} "
+            f"(choose {', '.join(known for known, frames in sizes.items() if len(frames))}; or leave it out with "
+            f"evaluations.{name}=null)"
+        )
+
+
+def _own_data(source: Run, data_root: str | None) -> Dataset:
+    """The data set that a run was trained on, wherever it is kept now."""
+    with open_dict(source.config):
+        source.config.data_root = data_root or source.config.get("data_root")
+    return config.build(source.config.dataset)
+
+
+def _require_same_data(structures: Structures, source: Run) -> None:
+    if structures.sha256() != source.info["data_sha256"]:
+        raise DataError(
+            f"{structures.origin} is not the data that {source.path} was trained with; name it: dataset=..."
+        )
+
+
+def _choose(source: Run, dataset: Dataset, split: str, own_data: bool) -> Structures:
+    """Return the frames of a split, or of the whole data set."""
+    import numpy as np
+
+    structures = dataset.load()
+    if own_data:
+        _require_same_data(structures, source)
+    if split == WHOLE:
+        return structures
+    splits = source.read_json("splits.json") if own_data else dataset.split(structures)
+    if split not in splits:
+        raise ConfigError(
+            f"split: no split '{split}'{did_you_mean(split, splits)} (choose {', '.join(splits)} or {WHOLE})"
+        )
+    if len(splits[split]) == 0:
+        raise ConfigError(f"split: '{split}' of this data set is empty; take split={WHOLE} or another dataset size")
+    return structures[np.asarray(splits[split])]
+
+
+def _device(cfg: DictConfig) -> str:
+    from uqbench.training.loop import device_of
+
+    return device_of(config.build(cfg.training))
+
+
+def _rows(run: Run, split: str) -> Rows:
+    """Metric rows of a finished run, with the split that they belong to."""
+    columns = ["target", "population", "metric", "value", "unit", "n", "ci_low", "ci_high"]
+    return [row | {"split": split} for row in run.read_csv(metrics_table.METRICS)[columns].to_dict("records")]
