@@ -14,11 +14,14 @@ from uqbench.checkpoints import BEST, load_best
 from uqbench.errors import CheckpointError
 from uqbench.potential import Normalisation, Potential
 from uqbench.rundir import Run, load_checkpoint
-from uqbench.uq.base import UQMethod
+from uqbench.uq.base import UQMethod, require_family
 
 
 def build_method(cfg: DictConfig, normalisation: Normalisation) -> UQMethod:
-    """Build the method of `cfg` (keys backbone, uq, seed) with its initial weights."""
+    """Build the method of `cfg` (keys backbone, uq, seed) with its initial weights.
+
+    Raises ConfigError where its class declares no family, which reports could not compare with others.
+    """
 
     def build_potential(members: int | None, heads: Mapping[str, int]) -> Potential:
         init = Initialiser(cfg.seed, members)
@@ -27,7 +30,9 @@ def build_method(cfg: DictConfig, normalisation: Normalisation) -> UQMethod:
             backbone, heads=heads, normalisation=normalisation, activation=cfg.backbone.activation, init=init
         )
 
-    return config.build(cfg.uq, build_potential=build_potential)
+    method = config.build(cfg.uq, build_potential=build_potential)
+    require_family(type(method))
+    return method
 
 
 def load_method(run: Run) -> UQMethod:

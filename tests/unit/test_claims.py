@@ -12,6 +12,7 @@ from uqbench.results.evidence import BARRIER, IN, JUDGED, OUT, RAW, SURVIVAL, Ev
 SPEARMAN = ("forces", "spearman")
 MAE = ("forces", "mae")
 METHODS = ("ensemble", "mve", "evidential", "gmm")
+FAMILIES = {"ensemble": "ensemble", "mve": "single", "evidential": "single", "gmm": "layer"}
 
 
 def study(
@@ -25,6 +26,7 @@ def study(
     drop=(),
     chance=1,
     quantities=None,
+    families=None,
 ):
     """Rows of a study; `effects` maps (method, target, metric, domain or None) to what is added to the common value."""
     rng, rows = np.random.default_rng(chance), []
@@ -47,6 +49,7 @@ def study(
                             | {"shared": "", "frames": f"{domain}{block}", "seed": seed, "target": target}
                             | {"population": "all", "metric": metric, "value": value, "domain": domain, "n": 9}
                             | {"source": "", "path": f"{method}{block}{seed}", "acquisition": "", "unit": "1"}
+                            | {"family": {**FAMILIES, **(families or {})}.get(method)}
                             | {"ci_low": np.nan, "ci_high": np.nan}
                         )
     return Evidence(pd.DataFrame(rows).astype({"generation": "Int64"}))
@@ -119,6 +122,47 @@ def test_a_more_robust_single_model_contradicts_the_ensemble():
 def test_single_models_that_are_level_everywhere_contradict_c6():
     assert verdict_of(study({}, noise=1e-4))["C6"] == CONTRADICTED
     assert verdict_of(study({}, noise=1e-4, domains=("in",)))["C6"] == OPEN, "nothing is known out of domain"
+
+
+@pytest.mark.parametrize(
+    "names", [("ensemble", "no_ensemble"), ("committee", "mve")], ids=["another name that ends alike", "another name"]
+)
+def test_the_declared_family_says_what_an_ensemble_is_and_not_the_name(names):
+    better, other = names
+    families = {better: "ensemble", other: "single"}
+    planted = everywhere(better, -0.2)
+    found = {one.claim: one for one in verdicts(study(planted, methods=(better, other), families=families))}
+    assert found["C2"].verdict == SUPPORTED and found["C6"].verdict == SUPPORTED
+    assert all(f"{other} worse than {better}" in number for number in found["C6"].numbers)
+    level = study({}, methods=(better, other), families=families, noise=1e-4)
+    assert verdict_of(level)["C6"] == CONTRADICTED, "the single model is compared, and level"
+
+
+def test_two_ensembles_are_beaten_only_together_and_win_only_alone():
+    families = {"committee": "ensemble"}
+    methods = (*METHODS, "committee")
+    found = verdict_of(study(everywhere("committee", -0.2), methods=methods, families=families))
+    assert found["C2"] == found["C6"] == SUPPORTED
+    one_lost = everywhere("committee", -0.2) | {("gmm", *MAE, "out"): -0.1}
+    assert verdict_of(study(one_lost, methods=methods, families=families))["C2"] == SUPPORTED
+    both_lost = everywhere("committee", -0.2) | {("gmm", *MAE, "out"): -0.4}
+    assert verdict_of(study(both_lost, methods=methods, families=families))["C2"] == CONTRADICTED
+
+
+@pytest.mark.parametrize("family", [None, pd.NA])
+def test_a_method_of_an_unknown_family_is_neither_an_ensemble_nor_a_single_model(family):
+    families = {"their_ensemble": family}
+    evidence = study({}, methods=("ensemble", "their_ensemble", "mve"), families=families, noise=1e-4)
+    assert evidence.ensembles == ["ensemble"] and evidence.others == ["mve"]
+    alone = study(everywhere("their_ensemble", -0.2), methods=("their_ensemble", "mve"), families=families)
+    assert verdict_of(alone)["C2"] == verdict_of(alone)["C6"] == OPEN
+
+
+def test_runs_that_disagree_on_the_family_of_a_method_leave_it_unknown():
+    rows = study({}, families={"odd": "ensemble"}, methods=("odd",)).rows.drop(columns=["method", "block"])
+    rows["family"] = np.where(rows["seed"] == 0, "ensemble", "single")
+    rows["domain"] = rows["domain"].map({"in domain": "in", "out of domain": "out", "simulation": "out"})
+    assert Evidence(rows).ensembles == []
 
 
 def test_single_runs_on_few_data_sets_decide_nothing():

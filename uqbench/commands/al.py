@@ -53,12 +53,15 @@ def _learn(opened: RunDir, cfg: DictConfig, dataset: Dataset, labels: dict[str, 
     from uqbench import config, kernels
     from uqbench.results.learning import figures
     from uqbench.results.runs import METRICS, choices, title_of, write_metrics
+    from uqbench.uq.base import require_family
 
     opened.update(labels=labels, choices=choices(), kernels=kernels.use(cfg.kernels))
     with config.build(cfg.oracle) as oracle:
         parts = {"acquisition": config.build(cfg.acquisition), "selection": config.build(cfg.selection)}
+        method = config.locate(cfg.uq._target_)
         # Before anything is trained: it would not be proposed from.
-        parts["acquisition"].check(config.locate(cfg.uq._target_))
+        parts["acquisition"].check(method)
+        opened.update(family=require_family(method))
         loop = config.build(cfg.al, run=opened, oracle=oracle, seed=cfg.seed, **parts)
 
         def train(generation: int, structures: Structures, splits: Splits) -> tuple[Trained, Rows]:
@@ -139,7 +142,7 @@ def _evaluate(
     from uqbench import config
     from uqbench.results.runs import choices, title_of, write_metrics
 
-    opened.update(labels=labels, choices=choices(), data_sha256=chosen.sha256())
+    opened.update(labels=labels, choices=choices(), family=trained.method.family, data_sha256=chosen.sha256())
     with opened.stage("evaluate"):
         title = f"{title_of(labels, name)}, generation {generation}"
         rows = config.build(wanted.evaluation).evaluate(opened, trained, chosen, split=wanted.split, title=title)

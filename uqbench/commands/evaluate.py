@@ -148,6 +148,7 @@ def _evaluate(opened: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, la
     opened.update(device=device, labels=labels, data_sha256=chosen.sha256())
     opened.update(source=str(source.path), source_settings=config.settings(source.config))
     trained = Trained(load_method(source), Calibration.load(source), device)
+    opened.update(family=trained.method.family)
     with opened.stage("evaluate"):
         title = title_of(labels, cfg.split)
         rows = evaluation.evaluate(opened, trained, chosen, split=cfg.split, title=title)

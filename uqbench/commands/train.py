@@ -92,6 +92,7 @@ def train_run(
     opened.update(device=device, labels=labels, choices=choices())
 
     method = build_method(cfg, Normalisation.fit(parts["train"]))
+    opened.update(family=method.family)
     with opened.stage("train"):
         train(method, parts["train"], parts["validation"], settings, cfg.seed, opened.path)
     # What a killed process did before its last checkpoint is known to that alone.

@@ -38,8 +38,8 @@ class Collected:
             `variant`, which tells apart methods of equal name with different settings, `shared`, the part of it that is
             not of the method itself, `unacquired`, the part that is not of the acquisition, `acquisition` and
             `setting` of active learning, `own`, the part of the variant that is of the method itself, `source`,
-            `frames` and `trained_on` as in `reading.Record`, and `domain`: `in`, or `out` for data that the run was not
-            trained with and for splits other than IN_DOMAIN.
+            `frames`, `family` and `trained_on` as in `reading.Record`, and `domain`: `in`, or `out` for data that the
+            run was not trained with and for splits other than IN_DOMAIN.
         problems: one line for each directory left out: why.
     """
 
@@ -119,6 +119,7 @@ def _joined(records: list[Record], table: pa.Table, names: list[Variant]) -> pd.
         "setting": [setting(record) for record in records],
         "own": [name.own for name in names],
         "trained_on": [record.trained_on for record in records],
+        "family": [record.family for record in records],
     }
     for column, values in columns.items():
         rows[column] = spread(values).astype(rows["uq"].dtype)

@@ -19,6 +19,7 @@ from uqbench.errors import DataError
 from uqbench.results.runs import METRICS
 from uqbench.results.tables import COLUMNS
 from uqbench.rundir import CONFIG, INFO, SCHEMA, Run
+from uqbench.uq import FAMILIES
 
 # libyaml reads a config in a twentieth of the time; not every build of PyYAML has it.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -30,6 +31,14 @@ READ = pa.csv.ReadOptions(use_threads=False)  # of tables as small as these, thr
 PART = re.compile(r"(?m)^(?=[^\s#-])")  # a config is written without anything that spans its keys of the top level
 OUTER = "al"  # the command whose run directories hold runs of their own
 ACQUISITION = "acquisition"  # target of rows that belong to no scored structures
+# Families of runs made before methods declared theirs.
+FAMILY_OF = {
+    "uqbench.uq.deterministic.Deterministic": "baseline",
+    "uqbench.uq.ensemble.Ensemble": "ensemble",
+    "uqbench.uq.evidential.Evidential": "single",
+    "uqbench.uq.gmm.GMM": "layer",
+    "uqbench.uq.mve.MVE": "single",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +83,12 @@ class Record:
             except DataError:
                 pass  # since moved or removed: the evaluation still stands
         return "-".join(str(labels[name]) for name in ("dataset", "subset") if labels.get(name))
+
+    @property
+    def family(self) -> str | None:
+        """Family of the method, one of `uq.FAMILIES`; None where it is not known."""
+        found = self.info.get("family", FAMILY_OF.get(str(self.settings.get("uq._target_"))))
+        return found if found in FAMILIES else None
 
     @property
     def choices(self) -> dict[str, str]:

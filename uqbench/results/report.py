@@ -26,7 +26,7 @@ SUMMARY, DIFFERENCES, CLAIMS, RANKS = "summary.csv", "differences.csv", "claims.
 RUNS, RUNS_CSV, REPORT, PAGE = "metrics.parquet", "metrics.csv", "report.md", "report.html"
 WORTH_A_PROCESS = 5  # figures
 TITLE = "Comparison of uncertainty methods"
-ADDED = ("path", "variant", "acquisition", "setting", "domain", "trained_on", "frames")
+ADDED = ("path", "variant", "acquisition", "setting", "domain", "trained_on", "frames", "family")
 
 
 def write_report(folder: Path, collected: Collected, comparison: Comparison) -> list[str]:

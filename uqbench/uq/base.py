@@ -11,9 +11,11 @@ import torch
 from ase import units
 from torch import Tensor, nn
 
+from uqbench.errors import ConfigError
 from uqbench.graph import Batch
 from uqbench.potential import Output, Potential
 from uqbench.structures import Structures
+from uqbench.uq import FAMILIES, Family
 
 # Losses are in kcal/mol and kcal/mol/Å, the study's units; everything else is in eV.
 KCAL_PER_MOL = units.kcal / units.mol
@@ -71,10 +73,12 @@ class UQMethod(nn.Module, abc.ABC):
 
     `score_scale` says what kind of number the scores are: `ratio`, positive with a natural zero, such as variances, or
     `log`, with an arbitrary zero, such as negative log densities. Attacks multiply scores with probabilities, which
-    means something else for either. `informed` says whether they differ between structures at all.
+    means something else for either. `informed` says whether they differ between structures at all. `family` is what
+    reports compare methods by; every class declares its own.
     """
 
     potential: Potential
+    family: ClassVar[Family]
     score_scale: ClassVar[Literal["ratio", "log"]] = "ratio"
     informed: ClassVar[bool] = True
 
@@ -106,6 +110,14 @@ class UQMethod(nn.Module, abc.ABC):
     def n_models(self) -> int:
         """Independent potentials that one prediction evaluates."""
         return self.potential.members or 1
+
+
+def require_family(method: type[UQMethod]) -> Family:
+    """Return the family that a class of methods declares; raises ConfigError where it declares none."""
+    family = getattr(method, "family", None)
+    if family not in FAMILIES:
+        raise ConfigError(f"uq: {method.__name__}.family is {family!r}; a method declares one of {', '.join(FAMILIES)}")
+    return family
 
 
 def residuals(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,7 @@ class GMM(UQMethod):
         n_init, max_iter, tol: of scikit-learn's expectation maximisation.
     """
 
+    family = "layer"
     score_scale = "log"
 
     def __init__(
