@@ -30,6 +30,7 @@ LAYERS = [
         "interruption",
         "progress",
         "slurm",
+        "text",
     },
     {"metrics", "rundir", "config", "structures"},
     {"datasets"},

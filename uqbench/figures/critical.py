@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from uqbench.figures.canvas import BLACK, DPI, GREY, STYLE, png
+from uqbench.figures.canvas import BLACK, DPI, GREY, STYLE, plain, png
 
 ROW, BAR = 0.30, 0.14  # inches between names, and between bars
 
@@ -29,7 +29,7 @@ def critical_figure(methods: Sequence[str], ranks: np.ndarray, critical: float, 
         axes.set_ylim(-height, 0)
         axes.set_axis_off()
         line = -0.85
-        axes.text((k + 1) / 2, -0.06, title, ha="center", va="top", fontsize=10)
+        axes.text((k + 1) / 2, -0.06, plain(title), ha="center", va="top", fontsize=10)
         axes.plot([1, k], [line, line], color=BLACK, linewidth=1)
         for tick in range(1, k + 1):
             axes.plot([tick, tick], [line, line + 0.08], color=BLACK, linewidth=1)
@@ -46,7 +46,7 @@ def critical_figure(methods: Sequence[str], ranks: np.ndarray, critical: float, 
             y = below - ROW * ((place if left else k - 1 - place) + 0.5)
             end = 0.75 if left else k + 0.25
             axes.plot([value, value, end], [line, y, y], color=GREY, linewidth=0.9, zorder=0)
-            text = f"{method}  {value:.2f}" if left else f"{value:.2f}  {method}"
+            text = f"{plain(method)}  {value:.2f}" if left else f"{value:.2f}  {plain(method)}"
             side = -0.08 if left else 0.08
             axes.text(end + side, y, text, ha="right" if left else "left", va="center", fontsize=9)
         return png(figure)

@@ -110,7 +110,7 @@ def _joined(records: list[Record], table: pa.Table, names: list[Variant]) -> pd.
         every = (own if isinstance(own, list) else [own] * n for own, n in zip(values, lengths, strict=True))
         return pd.Categorical(list(itertools.chain.from_iterable(every)))
 
-    rows["path"] = spread([str(record.path) for record in records])
+    rows["path"] = spread([_text(record.path) for record in records])
     columns = {
         "variant": [str(name) for name in names],
         "shared": [name.shared for name in names],
@@ -128,6 +128,11 @@ def _joined(records: list[Record], table: pa.Table, names: list[Variant]) -> pd.
     rows["source"] = by_row([record.sources for record in records])
     rows["frames"] = by_row([record.frames for record in records])
     return rows
+
+
+def _text(path: Path) -> str:
+    """A path in characters: its bytes need not be any."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def _acquisition(record: Record) -> str:

@@ -15,7 +15,7 @@ from uqbench.results import markdown
 from uqbench.results.catalogue import Row, badness, grouped
 from uqbench.results.claims import SHARED_RULE, Verdict
 from uqbench.results.evidence import JUDGED, Quantity
-from uqbench.results.markdown import name, slug, table, with_unit
+from uqbench.results.markdown import Markdown, escape, heading, image, item, name, slug, table, with_unit
 from uqbench.results.places import METHOD, PLACE, describe
 from uqbench.results.ranks import Ranking
 from uqbench.results.survival import Drawing
@@ -33,13 +33,13 @@ Part = tuple[list[str], dict[str, Drawing]]
 def claims(verdicts: Iterable[Verdict]) -> list[str]:
     """The claims with their verdicts, then rule and numbers of each."""
     verdicts = list(verdicts)
-    rows = [[one.claim, one.text, f"**{one.verdict}**", one.reason] for one in verdicts]
+    rows = [[one.claim, one.text, Markdown(f"**{one.verdict}**"), one.reason] for one in verdicts]
     lines = ["## Claims of the study", "", "What these runs say, by rules that are fixed in the program."]
     lines += table(["claim", "", "verdict", "because"], rows)
     lines += ["### How claims are decided", "", *SHARED_RULE.splitlines(), ""]
     for one in verdicts:
         lines += [f"**{one.claim}.** {one.rule}", ""]
-        lines += [f"- {number}" for number in one.numbers[:PART]]
+        lines += map(item, one.numbers[:PART])
         if len(one.numbers) > PART:
             lines += [f"- and {len(one.numbers) - PART} more in claims.csv"]
         lines.append("")
@@ -53,11 +53,11 @@ def ranks(rankings: Iterable[Ranking]) -> Part:
         file = f"ranks_{slug(one.domain)}.png"
         title = f"{one.domain}: mean ranks over {one.blocks} blocks (1 is best)"
         figures[file] = functools.partial(critical_figure, one.methods, one.ranks, one.critical, title=title)
-        lines += [f"### Ranks {one.domain}", "", f"![mean ranks {one.domain}]({file})", ""]
+        lines += [heading(3, f"Ranks {one.domain}"), "", image(f"mean ranks {one.domain}", file), ""]
         lines += [_friedman(one), ""]
         joined = [", ".join(one.methods[first : last + 1]) for first, last in cliques(one.ranks, one.critical)]
         if joined:
-            lines += [f"Not told apart: {'; '.join(joined)}.", ""]
+            lines += [f"Not told apart: {escape('; '.join(joined))}.", ""]
         if one.left_out:
             lines += [f"{one.left_out} further blocks lack a method and are left out.", ""]
     if not lines:
@@ -75,7 +75,7 @@ def ranks(rankings: Iterable[Ranking]) -> Part:
 
 def _friedman(one: Ranking) -> str:
     listed = ", ".join(f"{method} {value:.2f}" for method, value in zip(one.methods, one.ranks, strict=True))
-    text = f"Mean ranks: {listed}."
+    text = f"Mean ranks: {escape(listed)}."
     if np.isnan(one.p):
         return f"{text} No test for fewer than three methods or two blocks."
     test = f"Friedman χ² = {number(one.statistic)}, p = {one.p:.2g}; Nemenyi's critical difference {one.critical:.2f}"
@@ -101,7 +101,7 @@ def domains(summary: pd.DataFrame) -> list[str]:
                 by = {row["where"]: row for row in own.to_dict("records")}
                 first = "" if count else with_unit(label, own["unit"].iloc[0])
                 cells.append([first, name(method), *(markdown.estimate(by.get(where)) for where in columns["where"])])
-        lines += [f"### {describe(part for part in place if part != '')}", ""]
+        lines += [heading(3, describe(part for part in place if part != "")), ""]
         lines += table(["metric", "method", *head], cells)
     return ["## In domain and out of it", "", *lines] if lines else []
 
@@ -131,7 +131,7 @@ def costs(summary: pd.DataFrame) -> Part:
         title, names = describe(place), [name(method) for method in methods]
         file = f"costs_{slug(title)}.png"
         figures[file] = functools.partial(costs_figure, names, trades, title=f"Quality against cost: {title}")
-        lines += [f"### {title}", "", f"![quality against cost, {title}]({file})", ""]
+        lines += [heading(3, title), "", image(f"quality against cost, {title}", file), ""]
         cells = []
         for trade in (trade for line in trades for trade in line):
             front = pareto(trade.costs, trade.badness)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -132,6 +133,7 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Record], pa.Table | None, list
 def _info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads((path / INFO).read_bytes())
+        json.dumps(info, ensure_ascii=False).encode()  # half of a character can be written as \u in JSON
         schema, complete = info.get("schema"), {"status", "files"} <= info.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path / INFO}: damaged ({error})") from error
@@ -186,7 +188,7 @@ def _nested(path: Path, rows: pa.Table) -> tuple[list[str], list[str]]:
         place = "", ACQUISITION
         if target != ACQUISITION:
             folder = path / (f"generation_{generation}" + ("" if split == "test" else f"_{split}"))
-            if not (folder / INFO).exists():
+            if not os.path.exists(folder / INFO):  # unlike Path.exists, also of names that no file can have
                 raise DataError(f"{path}: {folder.name} is missing; restore it, or delete the run and repeat it")
             place = str(folder), _scored(_info(folder))
         found[generation, split, target] = place

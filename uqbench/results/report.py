@@ -17,6 +17,7 @@ from uqbench.results.claims import Verdict, verdicts
 from uqbench.results.collect import Collected
 from uqbench.results.comparison import Comparison
 from uqbench.results.evidence import Evidence
+from uqbench.results.markdown import item
 from uqbench.results.page import page
 from uqbench.results.parallel import mapped
 from uqbench.results.ranks import Ranking, rankings
@@ -66,7 +67,7 @@ def write_report(folder: Path, collected: Collected, comparison: Comparison) -> 
             REPORT: f"# {TITLE}\n\n{text}".encode(),
             **dict(zip(drawings, drawn, strict=True)),
         }
-        content[PAGE] = page(text, content, title=TITLE).encode()
+        content[PAGE] = page(text, {file: content[file] for file in drawings}, title=TITLE).encode()
         for file, data in content.items():
             place(file).write_bytes(data)
     return [*content, RUNS, RUNS_CSV]
@@ -83,9 +84,9 @@ def _opening(collected: Collected, comparison: Comparison, problems: list[str]) 
     runs = collected.rows["path"].nunique()
     lines = [f"{runs} finished runs."]
     damaged = comparison.problems + problems
-    for heading, found in (("Left out", collected.problems), ("Damaged", damaged), ("Missing", comparison.gaps)):
+    for title, found in (("Left out", collected.problems), ("Damaged", damaged), ("Missing", comparison.gaps)):
         if found:
-            lines += ["", f"**{heading}**", "", *(f"- {line}" for line in found)]
+            lines += ["", f"**{title}**", "", *map(item, found)]
     return [
         *lines,
         "",
