@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 
 from uqbench.errors import DataError
 from uqbench.figures.costs import pareto
-from uqbench.figures.critical import cliques
 from uqbench.metrics.bootstrap import RESAMPLES
 from uqbench.results import report
 from uqbench.results.catalogue import MAIN, badness, bounds
@@ -154,6 +153,7 @@ def test_the_report_holds_every_method_and_can_be_written_again(tmp_path):
     assert pd.read_csv(tmp_path / "out" / "metrics.csv")["value"].equals(tidy["value"])
     assert pd.read_csv(tmp_path / "out" / "claims.csv")["claim"].tolist() == ["C1", "C2", "C3", "C4", "C5", "C6"]
     assert set(pd.read_csv(tmp_path / "out" / "summary.csv")["uq"]) == {"a", "b"}
+    assert list(pd.read_csv(tmp_path / "out" / "ranks.csv")) == ["domain", "method", "mean_rank", "blocks", "left_out"]
 
 
 def test_good_values_are_small_after_judging():
@@ -315,8 +315,3 @@ def test_evaluations_elsewhere_are_out_of_domain_and_stand_beside(tmp_path):
 def test_nothing_dominates_what_is_on_the_front():
     costs, bad = np.array([1.0, 2.0, 3.0, 3.0, np.nan]), np.array([3.0, 1.0, 2.0, 1.0, 0.0])
     assert pareto(costs, bad).tolist() == [True, True, False, False, False]
-
-
-def test_bars_join_what_is_within_the_critical_difference():
-    assert cliques(np.array([1.0, 1.5, 2.4, 4.0]), 1.0) == [(0, 1), (1, 2)]
-    assert cliques(np.array([1.0, 3.0]), 1.0) == []

@@ -98,7 +98,7 @@ def _opening(collected: Collected, comparison: Comparison, problems: list[str]) 
 
 
 def _claims_table(decided: list[Verdict]) -> pd.DataFrame:
-    columns = ["claim", "text", "rule", "verdict", "reason"]
+    columns = ["claim", "text", "rule", "verdict", "reason", "caveat"]
     return pd.DataFrame(
         [{key: getattr(one, key) for key in columns} | {"numbers": "\n".join(one.numbers)} for one in decided]
     )
@@ -107,8 +107,7 @@ def _claims_table(decided: list[Verdict]) -> pd.DataFrame:
 def _ranks_table(ranked: list[Ranking]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"domain": one.domain, "method": method, "mean_rank": value, "blocks": one.blocks, "p": one.p}
-            | {"statistic": one.statistic, "critical_difference": one.critical, "left_out": one.left_out}
+            {"domain": one.domain, "method": method, "mean_rank": value, "blocks": one.blocks, "left_out": one.left_out}
             for one in ranked
             for method, value in zip(one.methods, one.ranks, strict=True)
         ]
