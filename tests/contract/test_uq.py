@@ -12,10 +12,10 @@ from scipy.stats import mannwhitneyu, spearmanr
 from uqbench.checkpoints import load_best
 from uqbench.datasets.quickstart import Quickstart
 from uqbench.errors import ConfigError
+from uqbench.families import FAMILIES
 from uqbench.metrics.ranking import roc_auc, spearman
 from uqbench.rundir import save_checkpoint
 from uqbench.training import train
-from uqbench.uq import FAMILIES
 from uqbench.uq.base import UQMethod, require_family
 from uqbench.uq.deterministic import Deterministic
 

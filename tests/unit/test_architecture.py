@@ -20,6 +20,7 @@ MAX_LINES = 350
 LAYERS = [
     {
         "errors",
+        "families",
         "seeding",
         "annotations",
         "files",

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from uqbench.families import FAMILIES
 from uqbench.results.places import METHOD, PLACE, describe
-from uqbench.uq import FAMILIES
 
 
 def gaps(rows: pd.DataFrame) -> Iterator[str]:

@@ -17,10 +17,10 @@ import yaml
 
 from uqbench import config
 from uqbench.errors import DataError
+from uqbench.families import FAMILIES
 from uqbench.results.runs import METRICS
 from uqbench.results.tables import COLUMNS
 from uqbench.rundir import CONFIG, INFO, SCHEMA, Run
-from uqbench.uq import FAMILIES
 
 # libyaml reads a config in a twentieth of the time; not every build of PyYAML has it.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -87,7 +87,7 @@ class Record:
 
     @property
     def family(self) -> str | None:
-        """Family of the method, one of `uq.FAMILIES`; None where it is not known."""
+        """Family of the method, one of `families.FAMILIES`; None where it is not known."""
         found = self.info.get("family", FAMILY_OF.get(str(self.settings.get("uq._target_"))))
         return found if found in FAMILIES else None
 

@@ -12,10 +12,10 @@ from ase import units
 from torch import Tensor, nn
 
 from uqbench.errors import ConfigError
+from uqbench.families import FAMILIES, Family
 from uqbench.graph import Batch
 from uqbench.potential import Output, Potential
 from uqbench.structures import Structures
-from uqbench.uq import FAMILIES, Family
 
 # Losses are in kcal/mol and kcal/mol/Å, the study's units; everything else is in eV.
 KCAL_PER_MOL = units.kcal / units.mol
