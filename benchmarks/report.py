@@ -48,6 +48,7 @@ def make(root: Path, count: int) -> None:
         info = {"schema": 1, "digest": f"{number:064x}", "data_sha256": molecule, "status": "done", "files": files}
         info |= {"seconds": {"train": 300.0}, "launches": [{}], "labels": labels, "command": "synthetic"}
         info |= {"scored_sha256": f"{molecule}{split}", "choices": {"uq": uq, "backbone": backbone}}
+        info["family"] = {"ensemble": "ensemble", "deterministic": "baseline"}.get(uq, "single")
         (path / "run.json").write_text(json.dumps(info, indent=2))
 
 

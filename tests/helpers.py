@@ -14,6 +14,7 @@ from uqbench.models.potential import Normalisation
 from uqbench.training.loop import Training
 from uqbench.uq.base import UQMethod
 from uqbench.uq.io import build_method
+from uqbench.uq.layer import Layer
 
 # What makes any backbone small, where it has such a key.
 SMALL = {"features": 8, "layers": 2, "l_max": 1, "radial_layers": 1, "radial_features": 8}
@@ -52,9 +53,16 @@ def small_method(structures: Structures, backbone: str, uq: str, seed: int = 0, 
 
 def fitted_method(structures: Structures, backbone: str, uq: str, seed: int = 0, **changes: object) -> UQMethod:
     """An untrained method in float64 that is fitted on the structures and can predict."""
-    method = small_method(structures, backbone, uq, seed, **changes).eval()
-    method.begin(len(structures), seed=0)
-    method.fit(structures, batch_size=16)
+    return fit(small_method(structures, backbone, uq, seed, **changes), structures)
+
+
+def fit(method: UQMethod, structures: Structures, batch_size: int = 16) -> UQMethod:
+    """Make a method ready to predict, without training: fit it if it is a layer."""
+    method.eval()
+    if isinstance(method, Layer):
+        method.fit(structures, batch_size=batch_size, seed=0)
+    else:
+        method.begin(len(structures), seed=0)
     return method
 
 

@@ -46,6 +46,7 @@ def test_every_generation_is_a_run_with_its_own_frames(whole):
     splits = [json.loads((path / f"generation_{g}" / "splits.json").read_text()) for g in (1, 2)]
     new = pd.read_csv(path / "labels_1.csv")
     labelled = int(new["energy"].notna().sum())
+    assert {json.loads(info.read_text())["family"] for info in path.glob("**/run.json")} == {"layer"}
     assert 1 <= labelled <= 4
     assert len(splits[1]["train"]) + len(splits[1]["validation"]) == 47 + 16 + labelled
     assert splits[1]["test"] == splits[0]["test"] and splits[1]["out_of_domain"] == splits[0]["out_of_domain"]

@@ -43,7 +43,7 @@ def test_a_run_directory_holds_what_a_reader_expects(trained):
     info = json.loads((run / "run.json").read_text())
     assert info["status"] == "done" and info["device"] == "cpu"
     assert {"train", "evaluate"} <= info["seconds"].keys() and info["peak_memory_mb"] > 0
-    assert len(info["data_sha256"]) == 64
+    assert len(info["data_sha256"]) == 64 and info["family"] == "ensemble"
     splits = json.loads((run / "splits.json").read_text())
     assert {name: len(frames) for name, frames in splits.items()} == {"train": 40, "validation": 10, "test": 12}
 
@@ -130,8 +130,8 @@ def test_what_else_is_evaluated_changes_neither_the_run_nor_its_name(trained, tm
     assert train(outputs, f"{wanted}.split=validation", f"{wanted}.evaluation.bootstrap=7") == 0
     assert (run / "run.json").read_bytes() == before
     (table,) = outputs.glob("evaluate/*/*/*/*/predictions_validation.parquet")
-    choices = json.loads((table.parent / "run.json").read_text())["choices"]
-    assert choices["evaluation"] == "metrics" and choices["uq"] == "ensemble"
+    info = json.loads((table.parent / "run.json").read_text())
+    assert info["choices"]["evaluation"] == "metrics" and info["choices"]["uq"] == info["family"] == "ensemble"
     written = table.stat().st_mtime_ns
     assert main(["evaluate", f"run={run}", f"outputs={outputs}", "split=validation", "evaluation.bootstrap=7"]) == 0
     assert list(outputs.glob("evaluate/*/*/*/*/predictions_validation.parquet")) == [table]

@@ -10,11 +10,14 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import mannwhitneyu, spearmanr
 
 from uqbench.data.sources.quickstart import Quickstart
+from uqbench.errors import ConfigError
+from uqbench.families import FAMILIES
 from uqbench.metrics.ranking import roc_auc, spearman
 from uqbench.runs.checkpoints import load_best
 from uqbench.runs.run_dir import save_checkpoint
 from uqbench.training.loop import train
-from uqbench.uq.base import UQMethod
+from uqbench.uq.base import UQMethod, require_family
+from uqbench.uq.deterministic import Deterministic
 
 PER_ATOM = ("forces", "force_variance", "score")
 PER_STRUCTURE = ("energy", "energy_variance", "energy_score")
@@ -66,6 +69,23 @@ def assert_same(a, b, permutation=None, rtol=1e-7):
             if permutation is not None and name in PER_ATOM:
                 first = first[permutation]
             np.testing.assert_allclose(second, first, rtol=rtol, atol=1e-10 * np.abs(first).max(), err_msg=name)
+
+
+def test_the_family_is_declared_and_fits_the_number_of_networks(both):
+    assert "family" in vars(type(both)), "a class says it itself"
+    assert require_family(type(both)) in FAMILIES
+    assert both.n_models == 1 or both.family == "ensemble"
+    assert both.informed or both.family == "baseline"
+
+
+def test_a_class_that_declares_no_family_is_refused(ethanol, monkeypatch):
+    for odd in ("club", None):
+        monkeypatch.setattr(Deterministic, "family", odd)
+        with pytest.raises(ConfigError, match=r"uq: Deterministic.family is .*; a method declares one of baseline, "):
+            small_method(ethanol, "schnet", "deterministic")
+    monkeypatch.delattr(Deterministic, "family")
+    with pytest.raises(ConfigError, match="Deterministic.family is None"):
+        small_method(ethanol, "schnet", "deterministic")
 
 
 def test_shapes_types_and_signs(both, ethanol):

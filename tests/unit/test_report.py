@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 
 from uqbench.errors import DataError
 from uqbench.figures.costs import pareto
-from uqbench.figures.critical import cliques
 from uqbench.metrics.bootstrap import RESAMPLES
 from uqbench.report import report
 from uqbench.report.catalogue import MAIN, badness, bounds
@@ -20,7 +19,7 @@ from uqbench.runs.metrics_table import write_metrics
 from uqbench.runs.run_dir import RunDir
 
 
-def write_run(root, uq, seed, values, *, frames="f", spread=0.01, common=None, unit="1", **settings):
+def write_run(root, uq, seed, values, *, frames="f", spread=0.01, common=None, unit="1", family="single", **settings):
     """A finished run with the given values of metrics of the forces; `common` is the part that structures decide."""
     config = OmegaConf.create({"command": "train", "seed": seed, "uq": {"name": uq}, "training": {"lr": 0.1}})
     for key, value in settings.items():
@@ -29,7 +28,7 @@ def write_run(root, uq, seed, values, *, frames="f", spread=0.01, common=None, u
     place = {key: labels[key] for key in ("dataset", "backbone", "uq", "seed")}
     noise = np.random.default_rng(0).normal(size=100) if common is None else common
     with RunDir.open(root=root, command="train", config=config, **place) as run:
-        run.update(labels=labels, data_sha256="d", scored_sha256=frames)
+        run.update(labels=labels, data_sha256="d", scored_sha256=frames, **({"family": family} if family else {}))
         rows = [
             {"target": "forces", "population": "all", "metric": name, "value": value, "unit": unit}
             | {"n": 9, "ci_low": value, "ci_high": value}
@@ -79,6 +78,22 @@ def test_missing_cells_are_named(tmp_path):
     write_run(tmp_path, "b", 0, {"mae": 1.0})
     _, comparison = summary_of(tmp_path)
     assert comparison.gaps == ["train, toy, t, net: b lacks seed 1"]
+
+
+def test_families_are_those_that_runs_recorded_or_those_of_known_older_ones(tmp_path):
+    for uq, family, target in (
+        ("committee", "ensemble", "elsewhere.Committee"),
+        ("older", None, "uqbench.uq.ensemble.Ensemble"),
+        ("old_gmm", None, "uqbench.uq.gmm.GMM"),
+        ("their_ensemble", None, "elsewhere.Ensemble"),
+        ("odd_ensemble", "club", "uqbench.uq.ensemble.Ensemble"),
+    ):
+        write_run(tmp_path, uq, 0, {"mae": 1.0}, family=family, uq___target_=target)
+    collected = collect([tmp_path])
+    found = collected.rows.drop_duplicates("uq").set_index("uq")["family"]
+    assert found.dropna().to_dict() == {"committee": "ensemble", "older": "ensemble", "old_gmm": "layer"}
+    gaps = compare(collected, against="a", units="eV").gaps
+    assert [line.split(" ")[2] for line in gaps if line.startswith("family of")] == ["odd_ensemble", "their_ensemble"]
 
 
 def test_units_change_values_and_intervals_alike(tmp_path):
@@ -138,6 +153,7 @@ def test_the_report_holds_every_method_and_can_be_written_again(tmp_path):
     assert pd.read_csv(tmp_path / "out" / "metrics.csv")["value"].equals(tidy["value"])
     assert pd.read_csv(tmp_path / "out" / "claims.csv")["claim"].tolist() == ["C1", "C2", "C3", "C4", "C5", "C6"]
     assert set(pd.read_csv(tmp_path / "out" / "summary.csv")["uq"]) == {"a", "b"}
+    assert list(pd.read_csv(tmp_path / "out" / "ranks.csv")) == ["domain", "method", "mean_rank", "blocks", "left_out"]
 
 
 def test_good_values_are_small_after_judging():
@@ -299,8 +315,3 @@ def test_evaluations_elsewhere_are_out_of_domain_and_stand_beside(tmp_path):
 def test_nothing_dominates_what_is_on_the_front():
     costs, bad = np.array([1.0, 2.0, 3.0, 3.0, np.nan]), np.array([3.0, 1.0, 2.0, 1.0, 0.0])
     assert pareto(costs, bad).tolist() == [True, True, False, False, False]
-
-
-def test_bars_join_what_is_within_the_critical_difference():
-    assert cliques(np.array([1.0, 1.5, 2.4, 4.0]), 1.0) == [(0, 1), (1, 2)]
-    assert cliques(np.array([1.0, 3.0]), 1.0) == []

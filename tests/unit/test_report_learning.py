@@ -16,6 +16,7 @@ from uqbench.runs.metrics_table import write_metrics
 from uqbench.runs.run_dir import RunDir
 
 GENERATIONS = (1, 2)
+FAMILY = {"ensemble": "ensemble", "gmm": "layer", "mve": "single"}
 
 
 def row(target, metric, value, *, population="all", unit="1", n=9):
@@ -29,7 +30,7 @@ def row(target, metric, value, *, population="all", unit="1", n=9):
 def nested(path, command, labels, rows, *, split, generation, fates=None, spread=0.01):
     config = OmegaConf.create({"command": command, "seed": labels["seed"], "generation": generation, "name": split})
     with RunDir(path, config, command) as run:
-        run.update(labels=labels, data_sha256=split, scored_sha256=split)
+        run.update(labels=labels, family=FAMILY[labels["uq"]], data_sha256=split, scored_sha256=split)
         noise = np.random.default_rng(0).normal(size=50)
         samples = [{**one, "values": one["value"] + spread * noise} for one in rows if one["target"] == "forces"]
         if samples:
@@ -54,7 +55,7 @@ def al_run(root, uq, seed, acquisition, mae, *, finish=True, kT=None, survivors=
         "evaluation@evaluations.far.evaluation": "metrics",
     }
     with RunDir.open(root=root, command="al", config=OmegaConf.create(config), **place) as run:
-        run.update(labels=labels, choices=choices)
+        run.update(labels=labels, choices=choices, family=FAMILY[uq])
         everything = []
         for generation, value, left in zip(GENERATIONS, mae, survivors, strict=True):
             folder = run.path / f"generation_{generation}"

@@ -12,6 +12,8 @@ from uqbench.report.learning import figures
 from uqbench.runs.experiment import Experiment, open_run
 from uqbench.runs.metrics_table import METRICS, title_of, write_metrics
 from uqbench.runs.run_dir import Run
+from uqbench.uq.base import require_family
+from uqbench.uq.io import locate_method
 
 
 def learn(cfg: DictConfig, choices: Mapping[str, str]) -> Run:
@@ -24,7 +26,9 @@ def learn(cfg: DictConfig, choices: Mapping[str, str]) -> Run:
         with config.build(cfg.oracle) as oracle:
             parts = {"acquisition": config.build(cfg.acquisition), "selection": config.build(cfg.selection)}
             # Before anything is trained: it would not be proposed from.
-            parts["acquisition"].check(config.locate(cfg.uq._target_))
+            method = locate_method(cfg.uq)
+            parts["acquisition"].check(method)
+            run.update(family=require_family(method))
             loop = config.build(cfg.al, run=run, oracle=oracle, seed=cfg.seed, **parts)
             rows = loop.learn(experiment)
         write_metrics(run, rows, command="al", split="test", labels=experiment.labels)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from uqbench.errors import ConfigError, UqbenchError
 from uqbench.runs import run_dir, signals
+from uqbench.text import printable
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -35,10 +36,10 @@ def report(error: Exception) -> int:
 def explain(error: Exception) -> list[str]:
     """The lines that tell a person what went wrong; for an unexpected error also where its traceback is."""
     if isinstance(error, UqbenchError):
-        return str(error).splitlines() or [type(error).__name__]
+        return [printable(line) for line in str(error).splitlines()] or [type(error).__name__]
     log = log_of(error)
     where = f"traceback in {log}" if log else f"{DEBUG_VARIABLE}=1 shows the traceback"
-    return [f"{type(error).__name__}: {' '.join(str(error).split())} ({where})"]
+    return [f"{type(error).__name__}: {printable(' '.join(str(error).split()))} ({where})"]
 
 
 def log_of(error: Exception) -> str | None:

@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
+from uqbench.text import printable
+
 WIDTH, HEIGHT, DPI = 6.4, 4.8, 150
 STYLE = {
     "font.size": 11,
@@ -26,6 +28,7 @@ STYLE = {
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; line styles and markers should differ as well.
 BLUE, VERMILLION, GREEN, SKY, BLACK, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#000000", "#767676"
 ORANGE, PURPLE = "#E69F00", "#CC79A7"
+LONGEST = 100  # characters of a name: a figure may grow with it, and has an end
 
 Drawing = tuple[str, str, Callable[[Axes], None]]
 """Heading, the line below it that names run and split, and what draws on the axes."""
@@ -40,13 +43,25 @@ def render(drawings: Mapping[str, Drawing]) -> dict[str, bytes]:
         return {name: png(draw(*drawing)) for name, drawing in drawings.items()}
 
 
+def plain(text: str) -> str:
+    """Return a name from a table or a config as matplotlib draws it literally: no mathematics, one line, not too long.
+
+    Matplotlib would also leave a name that begins with an underscore out of legends.
+    """
+    text = printable(text)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def draw(heading: str, line: str, drawing: Callable[[Axes], None]) -> Figure:
     """Draw one pair of axes under a heading and a line, without any state outside of the figure."""
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     drawing(axes)
-    figure.suptitle(heading, fontsize=13)
-    axes.set_title(textwrap.fill(line, 75), color="#444444", parse_math=False)
+    figure.suptitle(plain(heading), fontsize=13)
+    axes.set_title(textwrap.fill(printable(line), 75), color="#444444", parse_math=False)
     return figure
 
 

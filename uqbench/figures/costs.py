@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from uqbench.figures import canvas
-from uqbench.figures.canvas import GREY, STYLE, png
+from uqbench.figures.canvas import GREY, STYLE, plain, png
 from uqbench.figures.methods import LOOKS
 
 LEGEND = 4  # columns
@@ -57,7 +57,7 @@ def costs_figure(methods: Sequence[str], rows: Sequence[Sequence[Trade]], *, tit
                 axes.set_axis_off()
         height = figure.get_size_inches()[1]
         figure.suptitle(
-            f"{title}\nring and line: nothing cheaper is as good, by the means", fontsize=11, y=1 - 0.08 / height
+            f"{plain(title)}\nring and line: nothing cheaper is as good, by the means", fontsize=11, y=1 - 0.08 / height
         )
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower center", ncols=LEGEND, fontsize=9, frameon=False)
@@ -70,7 +70,7 @@ def _draw(axes: Axes, methods: Sequence[str], trade: Trade) -> None:
     axes.vlines(trade.costs, low, high, colors=colors, linewidths=1.0)
     for place, method in enumerate(methods):
         look = {"color": colors[place], "marker": LOOKS[place % len(LOOKS)][1], "markersize": 6, "linestyle": "none"}
-        axes.plot(trade.costs[place], trade.values[place], label=method, **look)
+        axes.plot(trade.costs[place], trade.values[place], label=plain(method), **look)
     front = np.flatnonzero(pareto(trade.costs, trade.badness))
     front = front[np.argsort(trade.costs[front])]
     ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgecolor": GREY}
@@ -80,8 +80,8 @@ def _draw(axes: Axes, methods: Sequence[str], trade: Trade) -> None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.15)
-    axes.set_xlabel(trade.cost, fontsize=9)
-    axes.set_ylabel(trade.quality, fontsize=9)
+    axes.set_xlabel(plain(trade.cost), fontsize=9)
+    axes.set_ylabel(plain(trade.quality), fontsize=9)
     axes.tick_params(which="both", labelsize=8)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)

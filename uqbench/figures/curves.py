@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from uqbench.figures.canvas import BLACK, DPI, GREY, STYLE, png
+from uqbench.figures.canvas import BLACK, DPI, GREY, STYLE, plain, png
 from uqbench.figures.methods import LOOKS
 
 COLUMNS = 3
@@ -34,9 +34,10 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class CurvePanel:
-    """One metric: heading, unit, and what is good: `lower is better`, `zero is best`, or nothing."""
+    """One metric: heading, where it was measured, unit, what is good: `lower is better`, `zero is best`, or nothing."""
 
     heading: str
+    where: str
     unit: str
     good: str
     curves: Sequence[Curve]
@@ -56,7 +57,7 @@ def curves_figure(panels: Sequence[CurvePanel], *, xlabel: str, title: str) -> b
             axes.set_xlabel(xlabel, fontsize=9)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
-        figure.suptitle(f"{title}\nmeans over runs, 95 % intervals as far as there is room", fontsize=11)
+        figure.suptitle(f"{plain(title)}\nmeans over runs, 95 % intervals as far as there is room", fontsize=11)
         figure.legend(handles=_legend(methods, kinds), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
         return png(figure)
 
@@ -82,8 +83,8 @@ def _draw(axes: Axes, panel: CurvePanel, methods: list[str], kinds: list[str]) -
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.set_xlim(ticks[0] - 0.5, ticks[-1] + 0.5)
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.set_title(panel.heading, fontsize=10)
-    axes.set_ylabel("; ".join(filter(None, [panel.unit, panel.good])), fontsize=8)
+    axes.set_title(f"{plain(panel.heading)}\n({plain(panel.where)})", fontsize=10)
+    axes.set_ylabel("; ".join(filter(None, [plain(panel.unit), panel.good])), fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -103,8 +104,8 @@ def _limit(axes: Axes, curves: Sequence[Curve]) -> None:
 def _legend(methods: list[str], kinds: list[str]) -> list[Line2D]:
     handles = []
     for place, method in enumerate(methods):
-        handles.append(Line2D([], [], **(_look(place, 0) | {"linestyle": "-"}), label=method))
+        handles.append(Line2D([], [], **(_look(place, 0) | {"linestyle": "-"}), label=plain(method)))
     for place, kind in enumerate(kinds):
         if len(kinds) > 1:
-            handles.append(Line2D([], [], color=GREY, linestyle=DASHES[place % len(DASHES)], label=kind))
+            handles.append(Line2D([], [], color=GREY, linestyle=DASHES[place % len(DASHES)], label=plain(kind)))
     return handles

@@ -12,7 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from uqbench.figures import canvas
-from uqbench.figures.canvas import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILLION, png, text_width
+from uqbench.figures.canvas import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILLION,
+    plain,
+    png,
+    text_width,
+)
 
 COLUMNS = 4
 LOOKS = [(BLUE, "o"), (VERMILLION, "s"), (GREEN, "D"), (PURPLE, "^"), (ORANGE, "v"), (SKY, "P"), (BLACK, "X")]
@@ -44,6 +57,7 @@ class Panel:
 
 def methods_figure(methods: Sequence[str], panels: Sequence[Panel], *, title: str) -> bytes:
     """Draw the panels in a grid, with the methods in the same order, colour and marker in each, as a PNG file."""
+    methods = list(map(plain, methods))
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     with style.context(STYLE, after_reset=True):
@@ -59,7 +73,7 @@ def methods_figure(methods: Sequence[str], panels: Sequence[Panel], *, title: st
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         height = figure.get_size_inches()[1]
-        figure.suptitle(title, fontsize=12, y=1 - 0.08 / height)
+        figure.suptitle(plain(title), fontsize=12, y=1 - 0.08 / height)
         legend = "means over runs, 95 % intervals; dots: single runs"
         legend += "; grey: a perfectly calibrated model with these variances"
         figure.supxlabel(legend, fontsize=9, color=GREY, y=0.08 / height, va="bottom")
@@ -93,8 +107,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
         counts = list(map(len, repeated.values()))
         places, dots = (np.repeat([one[k] for k in repeated], counts) for one in ({k: k for k in known}, colors))
         axes.scatter(np.concatenate(list(repeated.values())), places + 0.27, s=9, c=dots, linewidths=0, zorder=4)
-    axes.set_title(panel.heading, fontsize=10)
-    unit = f"{panel.unit}; " if panel.unit else ""
+    axes.set_title(plain(panel.heading), fontsize=10)
+    unit = f"{plain(panel.unit)}; " if panel.unit else ""
     axes.set_xlabel(f"{unit}{panel.better} is better", fontsize=9)
     axes.tick_params(axis="x", labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -10,7 +10,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from uqbench.figures.canvas import BLUE, DPI, GREEN, ORANGE, PURPLE, STYLE, VERMILLION, png
+from uqbench.figures.canvas import BLUE, DPI, GREEN, ORANGE, PURPLE, STYLE, VERMILLION, plain, png
 
 COLOURS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE)
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)))
@@ -45,11 +45,11 @@ def structure_figure(
         grid = figure.subplots(rows, COLUMNS, squeeze=False)
         for axes, (heading, drawing, content) in zip(grid.flat, drawings, strict=False):
             drawing(axes, content, splits)
-            axes.set_title(heading, fontsize=10)
+            axes.set_title(plain(heading), fontsize=10)
             axes.tick_params(labelsize=8)
         for axes in grid.flat[len(drawings) :]:
             axes.set_axis_off()
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(plain(title), fontsize=12)
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(splits), fontsize=9, frameon=False)
         return png(figure)
@@ -62,7 +62,7 @@ def _colour(splits: Sequence[str], name: str) -> str:
 def _radial(axes: Axes, lines: Mapping[str, Line], splits: Sequence[str]) -> None:
     for name, line in lines.items():
         look = {"color": _colour(splits, name), "linestyle": DASHES[splits.index(name) % len(DASHES)]}
-        axes.plot(line.r, line.g, linewidth=1.4, label=name, **look)
+        axes.plot(line.r, line.g, linewidth=1.4, label=plain(name), **look)
     axes.axhline(1, color="#BBBBBB", linewidth=0.6, zorder=0.5)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
@@ -76,7 +76,7 @@ def _coordination(axes: Axes, counts: Mapping[str, np.ndarray], splits: Sequence
     for place, (name, own) in enumerate(counts.items()):
         shares = [100 * np.mean(own == count) for count in found]
         at = found + width * (place - (len(counts) - 1) / 2)
-        axes.bar(at, shares, width, color=_colour(splits, name), label=name)
+        axes.bar(at, shares, width, color=_colour(splits, name), label=plain(name))
     axes.set_xticks(found)
     axes.set(xlim=(found.min() - 1, found.max() + 1), ylim=(0, 105))
     axes.set_xlabel("neighbours", fontsize=9)
@@ -88,7 +88,7 @@ def _density(axes: Axes, densities: Mapping[str, np.ndarray], splits: Sequence[s
         # Frames of one cell lie on one spot: a little height keeps them apart.
         heights = place + 0.3 * np.linspace(-1, 1, len(own))
         axes.plot(own, heights, ".", color=_colour(splits, name), markersize=3)
-    axes.set_yticks(range(len(splits)), splits)
+    axes.set_yticks(range(len(splits)), map(plain, splits))
     axes.invert_yaxis()
     low, high = axes.get_xlim()
     if high - low < 0.2:

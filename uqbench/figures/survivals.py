@@ -10,7 +10,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from uqbench.figures.canvas import DPI, GREY, STYLE, png
+from uqbench.figures.canvas import DPI, GREY, STYLE, plain, png
 from uqbench.figures.dynamics import COLOURS
 from uqbench.metrics.survival import kaplan_meier
 
@@ -45,7 +45,7 @@ def survivals_figure(panels: Sequence[tuple[str, Sequence[Replicas]]], *, title:
         for axes, (heading, found) in zip(grid.flat, panels, strict=False):
             for one in found:
                 _draw(axes, one, COLOURS[temperatures.index(one.temperature) % len(COLOURS)])
-            axes.set_title(heading, fontsize=9)
+            axes.set_title(plain(heading), fontsize=9)
             axes.tick_params(labelsize=8)
             axes.set_ylim(-3, 103)
             axes.set_xlim(left=0)
@@ -55,7 +55,7 @@ def survivals_figure(panels: Sequence[tuple[str, Sequence[Replicas]]], *, title:
             axes.set_xlabel("time (ps)", fontsize=9)
             axes.tick_params(labelbottom=True)
         figure.supylabel("replicas that survive (%)", fontsize=10)
-        figure.suptitle(f"{title}\nbold: replicas of all runs together; faint: of each run", fontsize=11)
+        figure.suptitle(f"{plain(title)}\nbold: replicas of all runs together; faint: of each run", fontsize=11)
         handles = {}
         for axes in grid.flat:
             handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -84,6 +85,8 @@ PROPOSED = "adversarial"  # the acquisition that the others are baselines of
 # Shares of a number of trials, whose intervals are binomial.
 SHARES = (("md", "survival"), ("structure", "survival"))
 
+COVERAGE = re.compile(r"coverage_(\d+(?:_\d+)?)$", re.ASCII)  # with its level in per cent
+
 # Values between which a metric must lie, by the beginning of its name; the others have no end or begin at zero.
 UNBOUNDED = ("nll", "cnll", "score_", *SIGNED)
 BOUNDS = {"spearman": (-1.0, 1.0), "roc_auc": (0.0, 1.0), "miscalibration_area": (0.0, 0.5), "coverage": (0.0, 1.0)}
@@ -149,7 +152,7 @@ def badness(metric: str, values: ArrayLike) -> NDArray[np.float64] | None:
             return np.abs(np.log(values))
     if base == "miscalibration_area_norm":
         return np.abs(values - NORM_FLOOR)
-    if "coverage_" in base:
-        level = float(base.rpartition("coverage_")[2].replace("_", ".")) / 100
-        return np.abs(values - level)
+    level = COVERAGE.search(base)
+    if level is not None:
+        return np.abs(values - float(level[1].replace("_", ".")) / 100)
     return values

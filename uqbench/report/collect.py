@@ -38,8 +38,8 @@ class Collected:
             `variant`, which tells apart methods of equal name with different settings, `shared`, the part of it that is
             not of the method itself, `unacquired`, the part that is not of the acquisition, `acquisition` and
             `setting` of active learning, `own`, the part of the variant that is of the method itself, `source`,
-            `frames` and `trained_on` as in `reading.Record`, and `domain`: `in`, or `out` for data that the run was not
-            trained with and for splits other than IN_DOMAIN.
+            `frames`, `family` and `trained_on` as in `reading.Record`, and `domain`: `in`, or `out` for data that the
+            run was not trained with and for splits other than IN_DOMAIN.
         problems: one line for each directory left out: why.
     """
 
@@ -110,7 +110,7 @@ def _joined(records: list[Record], table: pa.Table, names: list[Variant]) -> pd.
         every = (own if isinstance(own, list) else [own] * n for own, n in zip(values, lengths, strict=True))
         return pd.Categorical(list(itertools.chain.from_iterable(every)))
 
-    rows["path"] = spread([str(record.path) for record in records])
+    rows["path"] = spread([_text(record.path) for record in records])
     columns = {
         "variant": [str(name) for name in names],
         "shared": [name.shared for name in names],
@@ -119,6 +119,7 @@ def _joined(records: list[Record], table: pa.Table, names: list[Variant]) -> pd.
         "setting": [setting(record) for record in records],
         "own": [name.own for name in names],
         "trained_on": [record.trained_on for record in records],
+        "family": [record.family for record in records],
     }
     for column, values in columns.items():
         rows[column] = spread(values).astype(rows["uq"].dtype)
@@ -127,6 +128,11 @@ def _joined(records: list[Record], table: pa.Table, names: list[Variant]) -> pd.
     rows["source"] = by_row([record.sources for record in records])
     rows["frames"] = by_row([record.frames for record in records])
     return rows
+
+
+def _text(path: Path) -> str:
+    """A path in characters: its bytes need not be any."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def _acquisition(record: Record) -> str:

@@ -89,13 +89,24 @@ class Evidence:
         self._values: dict[tuple[str, str, str], dict[str, Values]] = {}
         rows = rows.assign(method=[name(pair) for pair in zip(rows["uq"], rows["own"], strict=True)])
         rows["block"] = rows.groupby(BLOCK, sort=False, dropna=False).ngroup()
-        self.methods: list[str] = sorted(rows["method"].unique(), key=lambda method: (method != "ensemble", method))
+        self._families = _families(rows)
+        self.methods: list[str] = sorted(rows["method"].unique(), key=lambda name: (name not in self.ensembles, name))
         for (domain, target, metric), found in rows.groupby(["domain", "target", "metric"], sort=False):
             blocks = found["block"].nunique()
             self._values[domain, target, metric] = {
                 method: self._of(own, metric, blocks < MANY) for method, own in found.groupby("method", sort=False)
             }
         self.rows = rows
+
+    @property
+    def ensembles(self) -> list[str]:
+        """Methods of the family `ensemble`."""
+        return [method for method, family in self._families.items() if family == "ensemble"]
+
+    @property
+    def others(self) -> list[str]:
+        """Methods of any other family; those of an unknown one are in neither list."""
+        return [method for method, family in self._families.items() if family not in ("ensemble", None)]
 
     def _of(self, rows: pd.DataFrame, metric: str, few: bool) -> Values:
         values = worth(metric, rows["value"].to_numpy(float))
@@ -145,6 +156,15 @@ def worth(metric: str, values: np.ndarray) -> np.ndarray:
     if metric in UNINFORMED:
         values = np.where(np.isnan(values), UNINFORMED[metric], values)
     return badness(metric, values)
+
+
+def _families(rows: pd.DataFrame) -> dict[str, str | None]:
+    """Family of each method; None where its runs say none, or not the same."""
+    found = {}
+    for method, own in rows.groupby("method")["family"]:
+        families = own.unique()
+        found[str(method)] = None if len(families) > 1 or pd.isna(families[0]) else str(families[0])
+    return found
 
 
 def _judged(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Which cells of a sweep are missing: what one method has and another lacks."""
+"""What runs lack: cells of a sweep that one method has and another has not, and families of methods."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from uqbench.families import FAMILIES
 from uqbench.report.places import METHOD, PLACE, describe
 
 
 def gaps(rows: pd.DataFrame) -> Iterator[str]:
     """Yield one line for each method that was not run under conditions, or lacks seeds, that others of its place have.
 
-    rows as in `Collected`. Seeds are compared on the same scored frames, so that a missing split shows as well.
+    Before them, one line for each method of an unknown family. rows as in `Collected`. Seeds are compared on the same
+    scored frames, so that a missing split shows as well.
     """
+    for uq in rows.loc[rows["family"].isna(), "uq"].dropna().unique():
+        yield f"family of {uq} ({', '.join(FAMILIES)}): claims take it neither for an ensemble nor for a single model"
     where = [key for key in PLACE if key not in ("split", "generation")]
     runs = rows[rows["source"] != ""].drop_duplicates(["path", "source"])
     for place, around in runs.groupby(where, sort=False, dropna=False):

@@ -14,7 +14,7 @@ from uqbench.report import markdown
 from uqbench.report.catalogue import HIGH_IS_GOOD, LEARNING, NEUTRAL, SIGNED, Metric, Row, grouped, metrics_of
 from uqbench.report.collect import Collected
 from uqbench.report.comparison import Comparison
-from uqbench.report.markdown import name, slug, with_unit
+from uqbench.report.markdown import heading, image, name, slug, with_unit
 from uqbench.report.places import METHOD
 from uqbench.report.reading import ACQUISITION, OUTER
 from uqbench.report.survival import Drawing, survival
@@ -50,10 +50,11 @@ def _section(
     figures |= {f"survival_{slug(split)}_{file}.png": drawing for split, drawing in survived.items()}
     runs = raw.groupby(METHOD, sort=False)["path"].nunique()
     counted = ", ".join(f"{name(method)} {count}" for method, count in runs.items())
-    lines = [f"## {whole}", "", f"Runs: {counted}.", ""]
-    lines += [f"![{path.rpartition('.')[0]}]({path})\n" for path in figures]
-    for heading, chosen, note in _groups(rows):
-        lines += [f"### {heading}", "", *note, *_by_generation(chosen)]
+    lines = [heading(2, whole), "", f"Runs: {markdown.escape(counted)}.", ""]
+    for path in figures:
+        lines += [image(path.rpartition(".")[0], path), ""]
+    for title, chosen, note in _groups(rows):
+        lines += [heading(3, title), "", *note, *_by_generation(chosen)]
     if len(acquisitions):
         lines += _against_acquisitions(_last(acquisitions))
     if len(differences):
@@ -124,7 +125,7 @@ def _against_acquisitions(rows: pd.DataFrame) -> list[str]:
 def _against_method(rows: pd.DataFrame) -> list[str]:
     against = rows["against"].iloc[0]
     lines = [
-        f"### Methods against {against}",
+        heading(3, f"Methods against {against}"),
         "",
         "Difference at the last generation, under the same acquisition where there are several, paired over the",
         "structures. **Bold**: the interval leaves out zero; not where a method has one run.",
@@ -159,7 +160,7 @@ def _panels(rows: pd.DataFrame) -> list[CurvePanel]:
             x, mean, low, high = (np.array([row[key] for row in own], float) for key in keys)
             curves.append(Curve(name((first["uq"], first["unacquired"])), first["acquisition"], x, mean, low, high))
         unit = found[0]["unit"]
-        panels.append(CurvePanel(f"{label}\n({split})", "" if unit == "1" else unit, _good(metric), curves))
+        panels.append(CurvePanel(label, str(split), "" if unit == "1" else unit, _good(metric), curves))
     return panels
 
 

@@ -13,11 +13,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from uqbench.figures.canvas import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Drawing, render
+from uqbench.figures.canvas import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Drawing, plain, render
 from uqbench.report.units import convert_units
 from uqbench.runs.metrics_table import METRICS
 from uqbench.runs.run_dir import Run
 from uqbench.runs.tables import number
+from uqbench.text import printable
 
 # Split (None: every split that has it), target, metric, and what it is called.
 SHOWN = (
@@ -40,7 +41,7 @@ LOOKS = [(BLUE, "o"), (VERMILLION, "s"), (GREEN, "D"), (PURPLE, "^"), (ORANGE, "
 def show(run: Run) -> None:
     """Print the main metrics of every generation, in kcal/mol, and where the run is."""
     print(table(convert_units(run.read_csv(METRICS), "kcal/mol")))
-    print(f"run: {run.path}")
+    print(f"run: {printable(run.path)}")
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -57,8 +58,9 @@ def table(rows: pd.DataFrame) -> str:
             values = group.set_index("generation")["value"]
             cells = [number(values[g]) if g in values and not np.isnan(values[g]) else "" for g in generations]
             unit = group["unit"].iloc[0]
-            drawn.add_row(label, place, *cells, "" if unit == "1" else unit)
-    console = Console(file=io.StringIO(), width=140, color_system=None, force_terminal=False)
+            drawn.add_row(label, printable(place), *cells, "" if unit == "1" else printable(unit))
+    plain_text = {"color_system": None, "force_terminal": False, "markup": False, "emoji": False}
+    console = Console(file=io.StringIO(), width=140, **plain_text)
     console.print(drawn)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
@@ -82,7 +84,7 @@ def _curves(axes: Axes, *, rows: pd.DataFrame, label: str) -> None:
         value = group["value"].to_numpy(float)
         reach = np.nan_to_num(np.abs(ends.T - value))
         look = {"color": color, "marker": marker, "capsize": 3, "linewidth": 1.5}
-        axes.errorbar(group["generation"], value, yerr=reach, label=split.replace("_", " "), **look)
+        axes.errorbar(group["generation"], value, yerr=reach, label=plain(split.replace("_", " ")), **look)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("generation")
     axes.set_ylabel(label)

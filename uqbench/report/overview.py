@@ -10,16 +10,15 @@ import numpy as np
 import pandas as pd
 
 from uqbench.figures.costs import Trade, costs_figure, pareto
-from uqbench.figures.critical import cliques, critical_figure
+from uqbench.figures.ranks import ranks_figure
 from uqbench.report import markdown
 from uqbench.report.catalogue import Row, badness, grouped
-from uqbench.report.claims import SHARED_RULE, Verdict
+from uqbench.report.claims import PROVISIONAL, SHARED_RULE, Verdict
 from uqbench.report.evidence import JUDGED, Quantity
-from uqbench.report.markdown import name, slug, table, with_unit
+from uqbench.report.markdown import Markdown, escape, heading, image, item, name, slug, table, with_unit
 from uqbench.report.places import METHOD, PLACE, describe
 from uqbench.report.ranks import Ranking
 from uqbench.report.survival import Drawing
-from uqbench.runs.tables import number
 
 COSTS = (("training_time", "training"), ("inference_time", "inference"))
 CONDITIONS = ["trained_on", "backbone", "setting", "shared"]
@@ -33,31 +32,37 @@ Part = tuple[list[str], dict[str, Drawing]]
 def claims(verdicts: Iterable[Verdict]) -> list[str]:
     """The claims with their verdicts, then rule and numbers of each."""
     verdicts = list(verdicts)
-    rows = [[one.claim, one.text, f"**{one.verdict}**", one.reason] for one in verdicts]
+    rows = [[one.claim, one.text, _verdict(one), one.reason] for one in verdicts]
     lines = ["## Claims of the study", "", "What these runs say, by rules that are fixed in the program."]
     lines += table(["claim", "", "verdict", "because"], rows)
+    if any(one.caveat for one in verdicts):
+        lines += [*PROVISIONAL.splitlines(), ""]
     lines += ["### How claims are decided", "", *SHARED_RULE.splitlines(), ""]
     for one in verdicts:
         lines += [f"**{one.claim}.** {one.rule}", ""]
-        lines += [f"- {number}" for number in one.numbers[:PART]]
+        if one.caveat:
+            lines += [f"*Provisional*, besides: {one.caveat}.", ""]
+        lines += map(item, one.numbers[:PART])
         if len(one.numbers) > PART:
             lines += [f"- and {len(one.numbers) - PART} more in claims.csv"]
         lines.append("")
     return lines
 
 
+def _verdict(one: Verdict) -> Markdown:
+    return Markdown(f"**{one.verdict}**, provisionally" if one.caveat else f"**{one.verdict}**")
+
+
 def ranks(rankings: Iterable[Ranking]) -> Part:
-    """Mean ranks with the tests, and a critical-difference diagram, for each domain."""
+    """Mean ranks and a figure of them, for each domain."""
     lines, figures = [], {}
     for one in rankings:
         file = f"ranks_{slug(one.domain)}.png"
         title = f"{one.domain}: mean ranks over {one.blocks} blocks (1 is best)"
-        figures[file] = functools.partial(critical_figure, one.methods, one.ranks, one.critical, title=title)
-        lines += [f"### Ranks {one.domain}", "", f"![mean ranks {one.domain}]({file})", ""]
-        lines += [_friedman(one), ""]
-        joined = [", ".join(one.methods[first : last + 1]) for first, last in cliques(one.ranks, one.critical)]
-        if joined:
-            lines += [f"Not told apart: {'; '.join(joined)}.", ""]
+        figures[file] = functools.partial(ranks_figure, one.methods, one.ranks, title=title)
+        listed = ", ".join(f"{method} {value:.2f}" for method, value in zip(one.methods, one.ranks, strict=True))
+        lines += [heading(3, f"Ranks {one.domain}"), "", image(f"mean ranks {one.domain}", file), ""]
+        lines += [f"Mean ranks over {one.blocks} blocks: {escape(listed)}.", ""]
         if one.left_out:
             lines += [f"{one.left_out} further blocks lack a method and are left out.", ""]
     if not lines:
@@ -66,20 +71,13 @@ def ranks(rankings: Iterable[Ranking]) -> Part:
     opening = [
         "## Ranks",
         "",
-        f"Blocks are data set × split × metric ({metrics}); of seeds, the mean is ranked. The tests take blocks for",
-        "independent, which metrics of the same predictions are not: they are a guide; the paired differences decide.",
+        f"Blocks are data set × split × metric ({metrics}); of seeds, the mean is ranked.",
+        "Mean ranks describe these runs. There is no p-value and no critical difference beside them: metrics of one",
+        "prediction, and splits of one data set, are not independent, and a test that takes them for independent finds",
+        "differences between equal methods. The unit that could be tested is the data set.",
         "",
     ]
     return opening + lines, figures
-
-
-def _friedman(one: Ranking) -> str:
-    listed = ", ".join(f"{method} {value:.2f}" for method, value in zip(one.methods, one.ranks, strict=True))
-    text = f"Mean ranks: {listed}."
-    if np.isnan(one.p):
-        return f"{text} No test for fewer than three methods or two blocks."
-    test = f"Friedman χ² = {number(one.statistic)}, p = {one.p:.2g}; Nemenyi's critical difference {one.critical:.2f}"
-    return f"{text} {test} ({one.blocks} blocks, 95 %)."
 
 
 def domains(summary: pd.DataFrame) -> list[str]:
@@ -101,7 +99,7 @@ def domains(summary: pd.DataFrame) -> list[str]:
                 by = {row["where"]: row for row in own.to_dict("records")}
                 first = "" if count else with_unit(label, own["unit"].iloc[0])
                 cells.append([first, name(method), *(markdown.estimate(by.get(where)) for where in columns["where"])])
-        lines += [f"### {describe(part for part in place if part != '')}", ""]
+        lines += [heading(3, describe(part for part in place if part != "")), ""]
         lines += table(["metric", "method", *head], cells)
     return ["## In domain and out of it", "", *lines] if lines else []
 
@@ -131,7 +129,7 @@ def costs(summary: pd.DataFrame) -> Part:
         title, names = describe(place), [name(method) for method in methods]
         file = f"costs_{slug(title)}.png"
         figures[file] = functools.partial(costs_figure, names, trades, title=f"Quality against cost: {title}")
-        lines += [f"### {title}", "", f"![quality against cost, {title}]({file})", ""]
+        lines += [heading(3, title), "", image(f"quality against cost, {title}", file), ""]
         cells = []
         for trade in (trade for line in trades for trade in line):
             front = pareto(trade.costs, trade.badness)

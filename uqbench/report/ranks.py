@@ -1,4 +1,8 @@
-"""Mean ranks of methods over blocks of data set, split and metric, with the tests of Friedman and Nemenyi."""
+"""Mean ranks of methods over blocks of data set, split and metric: they describe, and are not tested.
+
+Metrics of one prediction, and splits of one data set, are not independent blocks. Tests that take them for independent
+(Friedman, Nemenyi) find differences between equal methods far more often than their level says.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,6 @@ from scipy import stats
 
 from uqbench.report.evidence import IN, JUDGED, OUT, Evidence, worth
 
-LEVEL = 0.95
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranking:
@@ -23,8 +25,6 @@ class Ranking:
         methods: k names, best first.
         ranks: (k,) mean rank, 1 the best; ties share the mean of their ranks.
         blocks: N that were ranked; left_out: that lack a method.
-        statistic, p: of Friedman's test that all methods are alike; NaN for fewer than three methods or two blocks.
-        critical: difference of mean ranks beyond which two methods differ (Nemenyi).
     """
 
     domain: str
@@ -32,9 +32,6 @@ class Ranking:
     ranks: np.ndarray
     blocks: int
     left_out: int
-    statistic: float
-    p: float
-    critical: float
 
 
 def rankings(evidence: Evidence) -> Iterator[Ranking]:
@@ -62,21 +59,7 @@ def _mean(values: pd.Series) -> float:
 
 
 def rank(table: pd.DataFrame, domain: str, *, left_out: int = 0) -> Ranking:
-    """Rank the columns (methods) within each row (block): small is good, nothing is missing.
-
-    Sources: Friedman, J. Am. Stat. Assoc. 32, 675 (1937); Demsar, J. Mach. Learn. Res. 7, 1 (2006), section 3.2.2.
-    """
-    blocks, k = table.shape
+    """Rank the columns (methods) within each row (block): small is good, nothing is missing."""
     ranks = stats.rankdata(table.to_numpy(), axis=1).mean(axis=0)
-    statistic = p = float("nan")
-    if k > 2 and blocks > 1:
-        statistic, p = map(float, stats.friedmanchisquare(*table.to_numpy().T))
     order = np.argsort(ranks, kind="stable")
-    names = [str(table.columns[place]) for place in order]
-    return Ranking(domain, names, ranks[order], blocks, left_out, statistic, p, critical_difference(k, blocks))
-
-
-def critical_difference(k: int, blocks: int) -> float:
-    """Nemenyi's difference of mean ranks of k methods over N blocks at 95 %: q sqrt(k (k + 1) / (6 N))."""
-    q = float(stats.studentized_range.ppf(LEVEL, k, np.inf)) / np.sqrt(2)
-    return q * float(np.sqrt(k * (k + 1) / (6 * blocks)))
+    return Ranking(domain, [str(table.columns[place]) for place in order], ranks[order], len(table), left_out)

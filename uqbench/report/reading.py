@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +16,8 @@ import pyarrow.csv
 import yaml
 
 from uqbench import config
-from uqbench.config.run_id import UNDIGESTED_OF
 from uqbench.errors import DataError
+from uqbench.families import FAMILIES
 from uqbench.runs.metrics_table import METRICS
 from uqbench.runs.run_dir import CONFIG, INFO, SCHEMA, Run
 from uqbench.runs.tables import COLUMNS
@@ -31,6 +32,14 @@ READ = pa.csv.ReadOptions(use_threads=False)  # of tables as small as these, thr
 PART = re.compile(r"(?m)^(?=[^\s#-])")  # a config is written without anything that spans its keys of the top level
 OUTER = "al"  # the command whose run directories hold runs of their own
 ACQUISITION = "acquisition"  # target of rows that belong to no scored structures
+# Families of runs made before methods declared theirs.
+FAMILY_OF = {
+    "uqbench.uq.deterministic.Deterministic": "baseline",
+    "uqbench.uq.ensemble.Ensemble": "ensemble",
+    "uqbench.uq.evidential.Evidential": "single",
+    "uqbench.uq.gmm.GMM": "layer",
+    "uqbench.uq.mve.MVE": "single",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +86,12 @@ class Record:
         return "-".join(str(labels[name]) for name in ("dataset", "subset") if labels.get(name))
 
     @property
+    def family(self) -> str | None:
+        """Family of the method, one of `families.FAMILIES`; None where it is not known."""
+        found = self.info.get("family", FAMILY_OF.get(str(self.settings.get("uq._target_"))))
+        return found if found in FAMILIES else None
+
+    @property
     def choices(self) -> dict[str, str]:
         """Option chosen of each group of the config; empty for runs that did not record it."""
         return self.info.get("choices") or {}
@@ -118,6 +133,7 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Record], pa.Table | None, list
 def _info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads((path / INFO).read_bytes())
+        json.dumps(info, ensure_ascii=False).encode()  # half of a character can be written as \u in JSON
         schema, complete = info.get("schema"), {"status", "files"} <= info.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path / INFO}: damaged ({error})") from error
@@ -136,7 +152,7 @@ def _settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
     # A part does not know what command it belongs to.
-    others = UNDIGESTED_OF.get(found.get("command"), ())
+    others = config.UNDIGESTED_OF.get(found.get("command"), ())
     return {key: value for key, value in found.items() if key.partition(".")[0] not in others}
 
 
@@ -172,7 +188,7 @@ def _nested(path: Path, rows: pa.Table) -> tuple[list[str], list[str]]:
         place = "", ACQUISITION
         if target != ACQUISITION:
             folder = path / (f"generation_{generation}" + ("" if split == "test" else f"_{split}"))
-            if not (folder / INFO).exists():
+            if not os.path.exists(folder / INFO):  # unlike Path.exists, also of names that no file can have
                 raise DataError(f"{path}: {folder.name} is missing; restore it, or delete the run and repeat it")
             place = str(folder), _scored(_info(folder))
         found[generation, split, target] = place

@@ -16,6 +16,7 @@ from uqbench.report.claims import Verdict, verdicts
 from uqbench.report.collect import Collected
 from uqbench.report.comparison import Comparison
 from uqbench.report.evidence import Evidence
+from uqbench.report.markdown import item
 from uqbench.report.page import page
 from uqbench.report.parallel import mapped
 from uqbench.report.ranks import Ranking, rankings
@@ -26,7 +27,7 @@ SUMMARY, DIFFERENCES, CLAIMS, RANKS = "summary.csv", "differences.csv", "claims.
 RUNS, RUNS_CSV, REPORT, PAGE = "metrics.parquet", "metrics.csv", "report.md", "report.html"
 WORTH_A_PROCESS = 5  # figures
 TITLE = "Comparison of uncertainty methods"
-ADDED = ("path", "variant", "acquisition", "setting", "domain", "trained_on", "frames")
+ADDED = ("path", "variant", "acquisition", "setting", "domain", "trained_on", "frames", "family")
 
 
 def write_report(folder: Path, collected: Collected, comparison: Comparison) -> list[str]:
@@ -66,7 +67,7 @@ def write_report(folder: Path, collected: Collected, comparison: Comparison) -> 
             REPORT: f"# {TITLE}\n\n{text}".encode(),
             **dict(zip(drawings, drawn, strict=True)),
         }
-        content[PAGE] = page(text, content, title=TITLE).encode()
+        content[PAGE] = page(text, {file: content[file] for file in drawings}, title=TITLE).encode()
         for file, data in content.items():
             place(file).write_bytes(data)
     return [*content, RUNS, RUNS_CSV]
@@ -83,9 +84,9 @@ def _opening(collected: Collected, comparison: Comparison, problems: list[str]) 
     runs = collected.rows["path"].nunique()
     lines = [f"{runs} finished runs."]
     damaged = comparison.problems + problems
-    for heading, found in (("Left out", collected.problems), ("Damaged", damaged), ("Missing", comparison.gaps)):
+    for title, found in (("Left out", collected.problems), ("Damaged", damaged), ("Missing", comparison.gaps)):
         if found:
-            lines += ["", f"**{heading}**", "", *(f"- {line}" for line in found)]
+            lines += ["", f"**{title}**", "", *map(item, found)]
     return [
         *lines,
         "",
@@ -97,7 +98,7 @@ def _opening(collected: Collected, comparison: Comparison, problems: list[str]) 
 
 
 def _claims_table(decided: list[Verdict]) -> pd.DataFrame:
-    columns = ["claim", "text", "rule", "verdict", "reason"]
+    columns = ["claim", "text", "rule", "verdict", "reason", "caveat"]
     return pd.DataFrame(
         [{key: getattr(one, key) for key in columns} | {"numbers": "\n".join(one.numbers)} for one in decided]
     )
@@ -106,8 +107,7 @@ def _claims_table(decided: list[Verdict]) -> pd.DataFrame:
 def _ranks_table(ranked: list[Ranking]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"domain": one.domain, "method": method, "mean_rank": value, "blocks": one.blocks, "p": one.p}
-            | {"statistic": one.statistic, "critical_difference": one.critical, "left_out": one.left_out}
+            {"domain": one.domain, "method": method, "mean_rank": value, "blocks": one.blocks, "left_out": one.left_out}
             for one in ranked
             for method, value in zip(one.methods, one.ranks, strict=True)
         ]

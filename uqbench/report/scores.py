@@ -13,7 +13,19 @@ from uqbench.report.catalogue import HIGH_IS_GOOD, MAIN, SIMULATED, SIMULATIONS,
 from uqbench.report.collect import Collected
 from uqbench.report.comparison import Comparison
 from uqbench.report.generations import Section
-from uqbench.report.markdown import NOTHING, difference, estimate, name, slug, table, with_unit
+from uqbench.report.markdown import (
+    NOTHING,
+    Markdown,
+    difference,
+    escape,
+    estimate,
+    heading,
+    image,
+    name,
+    slug,
+    table,
+    with_unit,
+)
 from uqbench.report.places import METHOD, PLACE
 from uqbench.report.reading import OUTER
 from uqbench.report.survival import Drawing, survival
@@ -56,8 +68,9 @@ def _section(title: str, file: str, rows: pd.DataFrame, gaps: pd.DataFrame | Non
     survived, problems = survival(raw, title)
     figures |= {f"survival_{file}.png": drawing for drawing in survived.values()}
     runs = rows.groupby(METHOD)["runs"].max()
-    lines = [f"## {title}", ""]
-    lines += [f"![{'survival' if path.startswith('survival') else 'methods'}, {title}]({path})\n" for path in figures]
+    lines = [heading(2, title), ""]
+    for path in figures:
+        lines += [image(f"{'survival' if path.startswith('survival') else 'methods'}, {title}", path), ""]
     cells = []
     for (_, _, _, label), found in metrics_of(rows, (*MAIN, *SIMULATED)):
         own = _by_method(found)
@@ -76,8 +89,8 @@ def _differences(gaps: pd.DataFrame, methods: list[tuple]) -> list[str]:
         own = _by_method(found)
         cells.append([with_unit(label, found[0]["unit"]), *(difference(own.get(method)) for method in others)])
     lines = [
-        f"Paired difference to {gaps['against'].iloc[0]} (negative: the method has the smaller value). **Bold**: the",
-        "interval leaves out zero, and covers seeds.",
+        f"Paired difference to {escape(gaps['against'].iloc[0])} (negative: the method has the smaller value).",
+        "**Bold**: the interval leaves out zero, and covers seeds.",
     ]
     return lines + table(["metric", *map(name, others)], cells)
 
@@ -103,8 +116,8 @@ def _by_method(rows: list[Row]) -> dict[tuple, Row]:
     return {(row["uq"], row["variant"]): row for row in rows}
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Row | None) -> Markdown:
     if row is None or math.isnan(row["mean"]):
         return NOTHING
     text = estimate(row, bold=row["best"])
-    return text if math.isnan(row["ideal"]) else f"{text} [{number(row['ideal'])}]"
+    return text if math.isnan(row["ideal"]) else Markdown(f"{text} [{number(row['ideal'])}]")

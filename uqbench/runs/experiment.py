@@ -133,11 +133,13 @@ class Experiment:
         """Train, fit, calibrate and score in an open run, and finish it."""
         from uqbench.models import compiled
         from uqbench.models.compiled.allocator import tune
-        from uqbench.uq.io import is_layer
+        from uqbench.uq.base import require_family
+        from uqbench.uq.io import is_layer, locate_method
 
         tune()
         run.update(kernels=compiled.use(self.cfg.kernels))
         evaluation, layered = self._evaluation(), is_layer(self.cfg.uq)
+        run.update(family=require_family(locate_method(self.cfg.uq)))
         settings = config.build(self.cfg.training)
         if layered and generation is None:
             model = self._model()
@@ -283,6 +285,7 @@ class Experiment:
                 adopt(evaluated, twin, number)
             elif not evaluated.done:
                 evaluated.update(labels=self.labels, choices=self.choices, data_sha256=frames.sha256())
+                evaluated.update(family=trained.method.family)
                 title = f"{metrics_table.title_of(self.labels, name)}, generation {number}"
                 _evaluate(evaluated, wanted, trained, frames, self.labels, split=name, title=title, generation=number)
         return evaluated
@@ -319,12 +322,13 @@ def _fit(
 
     from uqbench.models import compiled
     from uqbench.models.compiled.allocator import tune
-    from uqbench.uq.io import is_layer
+    from uqbench.uq.base import require_family
+    from uqbench.uq.io import is_layer, locate_method
 
     if not is_layer(cfg.uq):
         raise ConfigError(f"uq: {labels['uq']} is trained with its model: uqbench train uq={labels['uq']} makes one")
     tune()
-    run.update(kernels=compiled.use(cfg.kernels))
+    run.update(kernels=compiled.use(cfg.kernels), family=require_family(locate_method(cfg.uq)))
     structures = _own_data(model, cfg.data_root).load()
     _require_same_data(structures, model)
     splits = {name: np.asarray(frames) for name, frames in model.read_json("splits.json").items()}
@@ -389,6 +393,7 @@ def _evaluate_source(
     run.update(device=device, labels=labels, data_sha256=chosen.sha256())
     run.update(source=str(source.path), source_settings=config.settings(source.config))
     trained = TrainedModel.from_run(source.path, device=device)
+    run.update(family=trained.method.family)
     title = metrics_table.title_of(labels, cfg.split)
     _evaluate(run, cfg, trained, chosen, labels, split=cfg.split, title=title, generation=None)
 

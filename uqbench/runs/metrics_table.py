@@ -7,6 +7,7 @@ from typing import Any
 
 from uqbench.runs.run_dir import Run, RunDir
 from uqbench.runs.tables import READERS, metric_frame, render
+from uqbench.text import printable
 
 METRICS = "metrics.csv"
 
@@ -47,4 +48,4 @@ def title_of(labels: Mapping[str, Any], split: str) -> str:
 def show(run: Run) -> None:
     """Print the run's metric table, in the units of the program, and where the run is."""
     print(render(run.read_rows(METRICS, READERS)))
-    print(f"run: {run.path}")
+    print(f"run: {printable(run.path)}")

@@ -12,6 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from uqbench.text import printable
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -89,9 +91,10 @@ def render(rows: Iterable[Row], *, everything: bool = False, width: int | None =
     colours, so that it can be piped.
     """
     width = width or shutil.get_terminal_size((80, 24)).columns
-    console = Console(file=io.StringIO(), width=max(width, 50), color_system=None, force_terminal=False)
+    plain_text = {"color_system": None, "force_terminal": False, "markup": False, "emoji": False, "highlight": False}
+    console = Console(file=io.StringIO(), width=max(width, 50), **plain_text)
     for run in _groups(rows, [c for c in IDENTITY if c not in ("target", "population", "metric")]):
-        console.print(_heading(run[0]), highlight=False, markup=False)
+        console.print(printable(_heading(run[0])))
         groups = _groups(run, ["target", "population"])
         order = [*TITLES, *dict.fromkeys(row["target"] for row in run if row["target"] not in TITLES)]
         for group in sorted(groups, key=lambda group: order.index(group[0]["target"])):
@@ -99,7 +102,7 @@ def render(rows: Iterable[Row], *, everything: bool = False, width: int | None =
             table = _table(*arguments, intervals=True)
             if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
                 table = _table(*arguments, intervals=False)
-            table.title = _title(group)
+            table.title = printable(_title(group))
             console.print(table, "")
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
@@ -145,13 +148,13 @@ def _table(group: Sequence[Row], everything: bool, intervals: bool) -> Table:
         metric = row["metric"]
         if not (everything or metric in PRINCIPAL or metric.startswith("roc_auc")):
             continue
-        cells = [metric, number(row["value"])]
+        cells = [printable(metric), number(row["value"])]
         if intervals:
             ends = "" if math.isnan(row["ci_low"]) else f"{number(row['ci_low'])} … {number(row['ci_high'])}"
             cells.append(ends)
         if ideal:
             cells.append(number(ideal[metric + IDEAL]) if metric + IDEAL in ideal else "")
-        table.add_row(*cells, "" if row["unit"] == "1" else row["unit"])
+        table.add_row(*cells, "" if row["unit"] == "1" else printable(row["unit"]))
     return table
 
 

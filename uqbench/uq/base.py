@@ -12,6 +12,8 @@ from ase import units
 from torch import Tensor, nn
 
 from uqbench.data.graph import Batch
+from uqbench.errors import ConfigError
+from uqbench.families import FAMILIES, Family
 from uqbench.models.potential import Output, Potential
 
 # Losses are in kcal/mol and kcal/mol/Å, the study's units; everything else is in eV.
@@ -68,10 +70,12 @@ class UQMethod(nn.Module, abc.ABC):
 
     `score_scale` says what kind of number the scores are: `ratio`, positive with a natural zero, such as variances, or
     `log`, with an arbitrary zero, such as negative log densities. Attacks multiply scores with probabilities, which
-    means something else for either. `informed` says whether they differ between structures at all.
+    means something else for either. `informed` says whether they differ between structures at all. `family` is what
+    reports compare methods by; every class declares its own.
     """
 
     potential: Potential
+    family: ClassVar[Family]
     score_scale: ClassVar[Literal["ratio", "log"]] = "ratio"
     informed: ClassVar[bool] = True
 
@@ -108,6 +112,14 @@ class Method(UQMethod):
     @abc.abstractmethod
     def losses(self, batch: Batch, point_loss: PointLoss) -> Losses:
         """Return the losses of a batch; `point_loss` maps force residuals (..., N, 3) in kcal/mol/Å to (..., N)."""
+
+
+def require_family(method: type[UQMethod]) -> Family:
+    """Return the family that a class of methods declares; raises ConfigError where it declares none."""
+    family = getattr(method, "family", None)
+    if family not in FAMILIES:
+        raise ConfigError(f"uq: {method.__name__}.family is {family!r}; a method declares one of {', '.join(FAMILIES)}")
+    return family
 
 
 def residuals(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:

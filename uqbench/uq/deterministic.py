@@ -18,6 +18,7 @@ class Deterministic(Method):
         build_potential: makes the potential.
     """
 
+    family = "baseline"
     informed = False
 
     def __init__(self, build_potential: BuildPotential) -> None:

@@ -30,6 +30,8 @@ class Ensemble(Method):
         bootstrap: train each member on its own resample of the training frames (drawn with replacement).
     """
 
+    family = "ensemble"
+
     def __init__(self, build_potential: BuildPotential, *, members: int, ddof: int, bootstrap: bool) -> None:
         super().__init__()
         if members < 2:

@@ -33,6 +33,8 @@ class Evidential(LikelihoodMethod):
         floor: smallest value of the softplus terms.
     """
 
+    family = "single"
+
     def __init__(
         self,
         build_potential: BuildPotential,

@@ -43,6 +43,7 @@ class GMM(Layer):
         n_init, max_iter, tol: of scikit-learn's expectation maximisation.
     """
 
+    family = "layer"
     score_scale = "log"
 
     def __init__(

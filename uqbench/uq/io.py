@@ -18,7 +18,7 @@ from uqbench.runs import run_dir
 from uqbench.runs.checkpoints import load_best
 from uqbench.runs.files import BEST, LAYER, file_sha256
 from uqbench.runs.run_dir import Run, RunDir, load_checkpoint
-from uqbench.uq.base import UQMethod
+from uqbench.uq.base import UQMethod, require_family
 from uqbench.uq.layer import Layer
 
 PLAIN = "deterministic"  # the option of conf/uq whose model a layer is fitted on
@@ -27,7 +27,12 @@ PLAIN_TARGET = "uqbench.uq.deterministic.Deterministic"
 
 def is_layer(uq: DictConfig) -> bool:
     """Whether a node of conf/uq is fitted on a model that is there, instead of changing the training."""
-    return issubclass(config.locate(uq._target_, "uq._target_", config.SLOTS["uq"]), Layer)
+    return issubclass(locate_method(uq), Layer)
+
+
+def locate_method(uq: DictConfig) -> type[UQMethod]:
+    """Return the class that a node of conf/uq names."""
+    return config.locate(uq._target_, "uq._target_", config.SLOTS["uq"])
 
 
 def plain(cfg: DictConfig) -> DictConfig:
@@ -38,7 +43,10 @@ def plain(cfg: DictConfig) -> DictConfig:
 
 
 def build_method(cfg: DictConfig, normalisation: Normalisation) -> UQMethod:
-    """Build the method of `cfg` (keys backbone, uq, seed) with its initial weights."""
+    """Build the method of `cfg` (keys backbone, uq, seed) with its initial weights.
+
+    Raises ConfigError where its class declares no family, which reports could not compare with others.
+    """
 
     def build_potential(members: int | None, heads: Mapping[str, int]) -> Potential:
         init = Initialiser(cfg.seed, members)
@@ -47,6 +55,7 @@ def build_method(cfg: DictConfig, normalisation: Normalisation) -> UQMethod:
             backbone, heads=heads, normalisation=normalisation, activation=cfg.backbone.activation, init=init
         )
 
+    require_family(locate_method(cfg.uq))
     if is_layer(cfg.uq):
         return config.build(cfg.uq, potential=build_potential(None, {}))
     return config.build(cfg.uq, build_potential=build_potential)

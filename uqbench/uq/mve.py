@@ -26,6 +26,8 @@ class MVE(LikelihoodMethod):
         floor: smallest v, in units of scale².
     """
 
+    family = "single"
+
     def __init__(
         self, build_potential: BuildPotential, *, likelihood: Likelihood, beta: float, warmup: float, floor: float
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from uqbench.config import Skeleton as CommonSkeleton
+from uqbench.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,10 +41,10 @@ def run(cfg: DictConfig) -> None:
     structures = dataset.load()
     splits = dataset.split(structures)
     check_splits({name: frames for name, frames in splits.items() if len(frames)}, len(structures))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     # Paths would be cut or folded in a table.
-    console.print(f"source  {structures.origin}", soft_wrap=True, markup=False)
-    console.print(f"sha256  {structures.sha256()}", soft_wrap=True, markup=False)
+    console.print(f"source  {printable(structures.origin)}", soft_wrap=True)
+    console.print(f"sha256  {structures.sha256()}", soft_wrap=True)
     console.print(overview_table(structures, dataset.subset))
     console.print(splits_table(structures, splits))
     if structures.pbc.all() or cfg.figure is not None:
@@ -51,13 +52,13 @@ def run(cfg: DictConfig) -> None:
         console.print(structure_table(described))
         if cfg.figure is not None:
             write_figure(cfg.figure, described, dataset.subset)
-            console.print(f"figure  {cfg.figure}", soft_wrap=True, markup=False)
+            console.print(f"figure  {printable(cfg.figure)}", soft_wrap=True)
     shared = duplicates_across(structures, splits)
     if shared:
         name, frame, other, twin = shared[0]
         console.print(
             f"warning: {len(shared)} geometries stand in more than one split, such as frame {structures.ids[frame]} "
-            f"({name}) and {structures.ids[twin]} ({other}): the test is not independent",
+            f"({printable(name)}) and {structures.ids[twin]} ({printable(other)}): the test is not independent",
             soft_wrap=True,
         )
 
@@ -89,7 +90,7 @@ def overview_table(structures: Structures, subset: str) -> Table:
     }
     table = _table("data set", "")
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, printable(value))
     return table
 
 
@@ -105,7 +106,7 @@ def splits_table(structures: Structures, splits: Splits) -> Table:
             values = [f"{part.energies.mean():.4f}", f"{part.energies.std():.4f}", f"{force:.3f}"]
         else:
             values = ["", "", ""]
-        table.add_row(name, f"{len(frames)}", *values)
+        table.add_row(printable(name), f"{len(frames)}", *values)
     rest = len(structures) - sum(map(len, splits.values()))
     if rest:
         table.add_row("unused", f"{rest}", "", "", "")
@@ -144,7 +145,7 @@ def structure_table(described: Mapping[str, Description]) -> Table:
         for way in ways:
             numbers, counts = np.unique(one.counts[way], return_counts=True)
             values.append(f"{numbers[counts.argmax()]}: {counts.max() / counts.sum():.1%}" if len(numbers) else "")
-        table.add_row(name, *values)
+        table.add_row(printable(name), *values)
     return table
 
 

@@ -29,15 +29,17 @@ def run(cfg: DictConfig) -> None:
     from uqbench.report.collect import collect
     from uqbench.report.comparison import compare
     from uqbench.report.report import PAGE, write_report
+    from uqbench.text import printable
 
     collected = collect([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
     comparison = compare(collected, against=cfg.against, units=cfg.units)
     folder = Path(cfg.output)
     write_report(folder, collected, comparison)
-    for problem in collected.problems:
-        print(f"left out: {problem}")
-    for problem in comparison.problems:
-        print(f"damaged: {problem}")
-    for gap in comparison.gaps:
-        print(f"missing: {gap}")
+    for what, lines in (
+        ("left out", collected.problems),
+        ("damaged", comparison.problems),
+        ("missing", comparison.gaps),
+    ):
+        for line in lines:
+            print(f"{what}: {printable(line)}")
     print(f"{collected.rows['path'].nunique()} runs: {folder / PAGE}")

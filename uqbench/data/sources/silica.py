@@ -10,13 +10,13 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
+from uqbench.config.names import choose
 from uqbench.data.readers import ase_frames, labelled_frames, nff_frames, nff_properties
 from uqbench.data.sources import OUT_OF_DOMAIN
 from uqbench.data.sources.base import (
     SPLITS,
     Dataset,
     Size,
-    choose,
     distinct,
     find_file,
     frame_count,
