@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ LAYERS = [
     {"inference"},
     {"md", "oracles"},
     {"evaluations"},
+    {"runs.experiment"},
     {"active", "report"},
     {"cli", "__main__"},
 ]
@@ -122,6 +124,12 @@ def test_the_report_reads_tables_only():
 def test_few_modules_stand_outside_of_the_rooms():
     loose = [name for name, path in MODULES.items() if path.parent == PACKAGE]
     assert len(loose) <= LOOSE, loose
+
+
+def test_the_drawing_of_the_rooms_shows_all_of_them():
+    drawing = (CONF.parent / "docs" / "concepts.md").read_text().partition("```text")[2].partition("```")[0]
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert rooms <= set(re.findall(r"[a-z]+", drawing))
 
 
 def test_this_test_sees_offences():

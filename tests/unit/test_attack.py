@@ -18,7 +18,7 @@ from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError, DataError
 
 KT = 0.7 * units.kcal / units.mol
-METHODS = [uq for uq in options("uq") if uq != "deterministic"]
+METHODS = [uq for uq in options("uq") if uq not in ("constant", "deterministic")]
 
 
 def attack(**changes):

@@ -17,7 +17,7 @@ from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
-from helpers import options, short_training, small_method
+from helpers import fit, options, short_training, small_method
 
 from uqbench.data.sources.quickstart import Quickstart
 from uqbench.data.structures import Structures
@@ -33,10 +33,7 @@ UQ = options("uq")
 
 
 def fitted(structures, uq, backbone="painn_small"):
-    method = small_method(structures, backbone, uq).eval()
-    method.begin(len(structures), seed=0)
-    method.fit(structures, batch_size=16)
-    return method
+    return fit(small_method(structures, backbone, uq), structures)
 
 
 @pytest.fixture(scope="module")

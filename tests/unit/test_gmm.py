@@ -16,8 +16,7 @@ def method_of(structures, *, fit=True, seed=0, **changes):
     changes = {f"uq.{key}": value for key, value in changes.items()}
     method = small_method(structures, "painn_small", "gmm", **changes).eval()
     if fit:
-        method.begin(len(structures), seed)
-        method.fit(structures, batch_size=16)
+        method.fit(structures, batch_size=16, seed=seed)
     return method
 
 
@@ -58,11 +57,10 @@ def test_every_element_has_its_own_mixture(ethanol):
 @pytest.mark.parametrize("true", [1, 3])
 def test_the_information_criterion_finds_the_number_of_components(ethanol, true):
     method = method_of(ethanol, fit=False, components=[1, 2, 3, 5])
-    method.begin(1, seed=0)
     generator = np.random.default_rng(0)
     centres = 20 * generator.normal(size=(true, 4))
     points = centres[generator.integers(true, size=600)] + generator.normal(size=(600, 4))
-    assert method._fit(points, 0).n_components == true
+    assert method._fit(points, 0, seed=0).n_components == true
 
 
 @pytest.fixture
@@ -72,7 +70,7 @@ def ragged():
     points = generator.normal(size=(200, 4)) @ generator.normal(size=(4, 4))
     fitted = [GaussianMixture(k, random_state=0).fit(points) for k in (1, 3)]
     ours = Mixtures(2, 4)
-    ours.take(fitted)
+    ours.take_mixtures(fitted)
     return fitted, ours, points
 
 
@@ -100,7 +98,7 @@ def test_blocks_of_features_give_the_density_and_its_derivatives(ragged, monkeyp
     fitted, _, points = ragged
     monkeypatch.setattr(gmm, "BLOCK", 3)
     ours = Mixtures(2, 4)
-    ours.take(fitted)
+    ours.take_mixtures(fitted)
     x, group = torch.tensor(points, requires_grad=True), torch.ones(len(points), dtype=torch.int64)
     np.testing.assert_allclose(ours(x, group).detach(), fitted[1].score_samples(points), rtol=1e-12)
     few = torch.cat([x[:3].detach(), ours.means[1]]).requires_grad_(True)
@@ -155,11 +153,10 @@ def test_a_fit_that_fails_says_what_to_do(ethanol):
     with pytest.raises(TrainingError, match="600 components .* 540 atoms .* lower uq.components"):
         method_of(ethanol, components=600)
     broken = method_of(ethanol, fit=False)
-    broken.begin(1, 0)
     with torch.no_grad():
         next(broken.potential.backbone.parameters()).fill_(float("nan"))
     with pytest.raises(TrainingError, match="not finite"):
-        broken.fit(ethanol[:5], 5)
+        broken.fit(ethanol[:5], batch_size=5, seed=0)
 
 
 @pytest.mark.parametrize("change", [{"components": 0}, {"components": []}, {"reg_covar": -1.0}, {"max_iter": 0}])

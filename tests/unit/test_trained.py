@@ -9,7 +9,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.constraints import FixAtoms
-from helpers import options, small_config
+from helpers import fit, options, small_config
 from omegaconf import OmegaConf
 
 import uqbench
@@ -28,8 +28,7 @@ def write_run(root, ethanol, uq, *, calibrated=True, finish=True, seed=0):
     """A run as `uqbench train` leaves it, with an untrained network in float32; returns folder, method, calibration."""
     cfg = small_config("painn_small", uq, seed)
     method = build_method(cfg, Normalisation.fit(ethanol)).eval()
-    method.begin(len(ethanol), seed=seed)
-    method.fit(ethanol, batch_size=16)
+    fit(method, ethanol)
     calibration = Calibration.fit(predict(method, ethanol[:30], batch_size=30, device="cpu"), LEVELS)
     names = {"command": "train", "dataset": "d", "backbone": "b", "uq": uq}
     with RunDir.open(root=root, seed=seed, config=cfg, **names) as run:

@@ -16,10 +16,11 @@ import pyarrow.csv
 import yaml
 
 from uqbench import config
+from uqbench.config.run_id import UNDIGESTED_OF
 from uqbench.errors import DataError
 from uqbench.families import FAMILIES
 from uqbench.runs.metrics_table import METRICS
-from uqbench.runs.run_dir import CONFIG, INFO, SCHEMA, Run
+from uqbench.runs.run_dir import CONFIG, INFO, MADE_FOR, SCHEMA, Run
 from uqbench.runs.tables import COLUMNS
 
 # libyaml reads a config in a twentieth of the time; not every build of PyYAML has it.
@@ -119,11 +120,16 @@ def read(path: Path) -> tuple[Record, pa.Table]:
 
 
 def read_all(paths: Iterable[Path]) -> tuple[list[Record], pa.Table | None, list[str]]:
-    """Read runs: their records, the rows of all in one table, which is passed on faster, and why others were left."""
+    """Read runs: their records, the rows of all in one table, which is passed on faster, and why others were left.
+
+    Models that were trained only to have layers fitted on them are left out: nobody has asked for their scores.
+    """
     found, problems = [], []
     for path in paths:
         try:
-            found.append(read(path))
+            one = read(path)
+            if not one[0].info.get(MADE_FOR):
+                found.append(one)
         except DataError as error:
             problems.append(str(error))
     table = pa.concat_tables(rows for _, rows in found).combine_chunks() if found else None
@@ -152,7 +158,7 @@ def _settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
     # A part does not know what command it belongs to.
-    others = config.UNDIGESTED_OF.get(found.get("command"), ())
+    others = UNDIGESTED_OF.get(found.get("command"), ())
     return {key: value for key, value in found.items() if key.partition(".")[0] not in others}
 
 

@@ -15,7 +15,7 @@ from uqbench.data.sources import OUT_OF_DOMAIN
 from uqbench.errors import ConfigError, DataError, LockedError
 from uqbench.runs import metrics_table, run_dir
 from uqbench.runs.files import LAYER
-from uqbench.runs.run_dir import Run, RunDir
+from uqbench.runs.run_dir import MADE_FOR, Run, RunDir
 
 if TYPE_CHECKING:
     from uqbench.data.sources.base import Dataset
@@ -47,14 +47,20 @@ class Experiment:
         self.labels: dict[str, Any] = {"dataset": names.pop("dataset"), "subset": self.dataset.subset, **names}
         self.labels["seed"] = cfg.seed
 
-    def train(self) -> Run:
+    def train(self, made_for: str | None = None) -> Run:
         """Bring the model, or the layer on it, to its end in the run that the config names, and return that run.
 
         The model of a layer is a run of its own, that of `uq=deterministic`: all layers of one config share it.
+
+        made_for: what a model is needed for that nobody has asked for itself.
         """
         with open_run(self.cfg, "train", self.labels) as run:
             if not run.done:
+                if made_for and not run.resumed:
+                    run.info[MADE_FOR] = made_for
                 self._make(run, None)
+            if not made_for and run.info.get(MADE_FOR):
+                run.update(**{MADE_FOR: None})
         return run
 
     def fit(self, run: RunDir, model: Run, structures: Structures, splits: Splits) -> None:
@@ -166,7 +172,7 @@ class Experiment:
         experiment, told = Experiment(cfg, self.choices | {"uq": PLAIN}, self.dataset), False
         while True:
             try:
-                return experiment.train()
+                return experiment.train(made_for="layers")
             except LockedError as error:  # another layer of a sweep is training it
                 if not told:
                     log.warning("waiting for the model: %s", error)

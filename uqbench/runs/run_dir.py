@@ -32,6 +32,7 @@ __all__ = ["Run", "RunDir", "atomic_write", "find_done", "load_checkpoint", "rea
 
 SCHEMA = 1
 CONFIG, INFO, LOG = "config.yaml", "run.json", "error.log"
+MADE_FOR = "made_for"  # in run.json: what a run was made for, as long as nobody has asked for the run itself
 
 
 class Run:

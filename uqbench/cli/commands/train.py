@@ -31,11 +31,12 @@ def run(cfg: DictConfig) -> None:
 
 
 def show_done(run: Run, cfg: DictConfig) -> bool:
-    """Print the metric table of a finished training; False where evaluations are to follow."""
+    """Print the metric table of a finished training; False where there is more to do."""
     from uqbench.runs.experiment import wanted_evaluations
     from uqbench.runs.metrics_table import show
+    from uqbench.runs.run_dir import MADE_FOR
 
-    if wanted_evaluations(cfg, run.read_json("splits.json")):
+    if wanted_evaluations(cfg, run.read_json("splits.json")) or run.info.get(MADE_FOR):
         return False
     show(run)
     return True
