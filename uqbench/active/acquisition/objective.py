@@ -60,7 +60,7 @@ class Boltzmann:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
+class ObjectiveValues:
     """The objective for a batch of structures and its parts, each (S,) in float64.
 
     Attributes:
@@ -143,7 +143,7 @@ class Objective:
                 raise TrainingError(f"the model's scores are not finite on its own training frames ({training.origin})")
         return cls(Boltzmann.fit(training, kT), uncertainty, scale, zero)
 
-    def evaluate(self, method: UQMethod, batch: Batch, log_partition: Tensor) -> Evaluation:
+    def evaluate(self, method: UQMethod, batch: Batch, log_partition: Tensor) -> ObjectiveValues:
         """Evaluate a batch with its ln Z (S,); differentiable where `batch.positions` requires a gradient.
 
         Raises ConfigError when a score of scale `ratio` is negative: it has no logarithm.
@@ -157,7 +157,7 @@ class Objective:
             )
         log_probability = self.boltzmann.log_probability(prediction.energy, batch.n_atoms, log_partition)
         objective = log_score(score, self.scale, self.zero) + log_probability
-        return Evaluation(score, prediction.energy, log_probability, objective)
+        return ObjectiveValues(score, prediction.energy, log_probability, objective)
 
 
 def graphs_for(method: UQMethod, structures: Structures) -> GraphSet:
