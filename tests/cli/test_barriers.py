@@ -126,7 +126,7 @@ def test_the_oracle_is_a_group_of_its_own(capsys):
     assert "oracles.dft.DFT" in shown and "grid_level: 5" in shown
     nested = ["oracle@evaluation.oracle=replay", "dataset@evaluation.oracle.dataset=nff"]
     assert main([*command, *nested]) == 0
-    assert "datasets.nff" in capsys.readouterr().out
+    assert "sources.nff" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from uqbench.cli.main.hydra_session import open_hydra
-from uqbench.cli.main.main import _parse_flags, commands
-from uqbench.cli.main.overrides import Request
 
+from uqbench.cli.hydra_session import open_hydra
+from uqbench.cli.main import _parse_flags, commands
+from uqbench.cli.overrides import Request
 from uqbench.config import Skeleton
 
 ROOT = Path(__file__).parents[2]

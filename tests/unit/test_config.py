@@ -121,7 +121,7 @@ def test_build_errors_name_their_place():
     [
         ("os.system", "'os.system' is not trusted"),
         ("mine.os.system", r"really (posix|nt)\.system"),
-        ("uqbench.config.importlib.import_module", "is not trusted"),
+        ("uqbench.config.slots.importlib.import_module", "is not trusted"),
         ("mineral.x", "is not trusted"),
         ("mine.value", "is not trusted"),  # an instance has no name of its own
         ("mine._Private", "no public name"),

@@ -278,7 +278,7 @@ FULL = ["".join(HOSTILE[k::4]) for k in range(4)] + [
 @pytest.mark.parametrize("text", FULL, ids=range(len(FULL)))
 def test_a_report_of_hostile_labels_comes_to_its_end_and_shows_them(tmp_path, capsys, text):
     hostile_runs(tmp_path / "runs", text)
-    assert main.main(["report", f"runs={tmp_path / 'runs'}", f"output={tmp_path / 'out'}", "against=a"]) == 0
+    assert main(["report", f"runs={tmp_path / 'runs'}", f"output={tmp_path / 'out'}", "against=a"]) == 0
     said = capsys.readouterr().out
     assert printable(said.replace("\n", "")) == said.replace("\n", "") and "left out: " in said
     found = Page((tmp_path / "out" / "report.html").read_text())

@@ -98,8 +98,14 @@ class FittedBuffers(nn.Module):
     def take(self, **values: Tensor) -> None:
         """Take over fitted values by name, in the precision of the buffers."""
         for name, value in values.items():
+            self._shape_of(name)
             setattr(self, name, value.to(getattr(self, name)))
         self.prepare()
+
+    def _shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a buffer as it was registered, with 0 where only a fit can say."""
+        known = self.__dict__.setdefault("_registered", {})
+        return known.setdefault(name, tuple(getattr(self, name).shape))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FittedBuffers:
         # They follow the model to another device but not to another precision: a covariance that is nearly singular,
@@ -110,12 +116,9 @@ class FittedBuffers(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, buffer in list(self.named_buffers(recurse=False)):
-            stored = state_dict.get(prefix + name)
-            if stored is not None and stored.dim() == buffer.dim():
-                shape = [
-                    given if expected == 0 else expected
-                    for given, expected in zip(stored.shape, buffer.shape, strict=True)
-                ]
+            stored, registered = state_dict.get(prefix + name), self._shape_of(name)
+            if stored is not None and stored.dim() == len(registered):
+                shape = [n or given for n, given in zip(registered, stored.shape, strict=True)]
                 setattr(self, name, buffer.new_zeros(shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.prepare()
