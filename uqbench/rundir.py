@@ -88,7 +88,7 @@ class RunDir(Run):
     """
 
     def __init__(self, path: Path, config: DictConfig, command: str) -> None:
-        self._created = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._created = _missing(path)
         self._clock: tuple[str, float] | None = None
         self._lock = lock.acquire(path)
         try:
@@ -271,7 +271,10 @@ def read(path: str | os.PathLike) -> Run:
 def find_done(config: DictConfig) -> Run | None:
     """The finished run that a command's config names, under whichever labels; or None."""
     fingerprint = digest(config)
-    for path in Path(config.outputs, _label(config.command)).glob(f"*/*/*/{_name(config.seed, fingerprint)}"):
+    place = Path(config.outputs, _label(config.command))
+    if not os.path.isdir(place):  # or its name is too long, on which glob would fail
+        return None
+    for path in place.glob(f"*/*/*/{_name(config.seed, fingerprint)}"):
         with contextlib.suppress(DataError):  # it has not finished, or lost files: opening it will tell
             run = read(path)
             if digest(run.config) == fingerprint:
@@ -283,7 +286,7 @@ def find_done(config: DictConfig) -> Run | None:
 def scratch(root: str | os.PathLike) -> Iterator[Path]:
     """Yield a folder below `root`, visible to every machine that writes runs there, and remove it at the end."""
     root = Path(root).absolute()
-    created = [folder for folder in (root, *root.parents) if not folder.exists()]
+    created = _missing(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".sweep-", dir=root))
@@ -294,6 +297,12 @@ def scratch(root: str | os.PathLike) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _remove_empty(created)
+
+
+def _missing(path: Path) -> list[Path]:
+    """The folders that have to be made for `path`, the innermost first."""
+    # Path.exists would raise for a name that is too long; making the folder tells that better.
+    return [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
 
 
 def _remove_empty(folders: list[Path]) -> None:
