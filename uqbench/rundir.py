@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from uqbench import lock, provenance
+from uqbench import lock, provenance, yamlfile
 from uqbench.config import digest
 from uqbench.errors import ConfigError, DataError, UserError
 from uqbench.files import TEMPORARY, atomic_write, load_checkpoint, save_checkpoint
@@ -88,7 +89,8 @@ class RunDir(Run):
     """
 
     def __init__(self, path: Path, config: DictConfig, command: str) -> None:
-        self._created = _missing(path)
+        # Not Path.exists, which raises for a name that is too long; making the folder tells that better.
+        self._created = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
         self._clock: tuple[str, float] | None = None
         self._lock = lock.acquire(path)
         try:
@@ -272,9 +274,8 @@ def find_done(config: DictConfig) -> Run | None:
     """The finished run that a command's config names, under whichever labels; or None."""
     fingerprint = digest(config)
     place = Path(config.outputs, _label(config.command))
-    if not os.path.isdir(place):  # or its name is too long, on which glob would fail
-        return None
-    for path in place.glob(f"*/*/*/{_name(config.seed, fingerprint)}"):
+    # Where the name of the place is too long glob would fail.
+    for path in place.glob(f"*/*/*/{_name(config.seed, fingerprint)}") if os.path.isdir(place) else ():
         with contextlib.suppress(DataError):  # it has not finished, or lost files: opening it will tell
             run = read(path)
             if digest(run.config) == fingerprint:
@@ -286,7 +287,7 @@ def find_done(config: DictConfig) -> Run | None:
 def scratch(root: str | os.PathLike) -> Iterator[Path]:
     """Yield a folder below `root`, visible to every machine that writes runs there, and remove it at the end."""
     root = Path(root).absolute()
-    created = _missing(root)
+    created = [folder for folder in (root, *root.parents) if not os.path.exists(folder)]
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".sweep-", dir=root))
@@ -297,12 +298,6 @@ def scratch(root: str | os.PathLike) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _remove_empty(created)
-
-
-def _missing(path: Path) -> list[Path]:
-    """The folders that have to be made for `path`, the innermost first."""
-    # Path.exists would raise for a name that is too long; making the folder tells that better.
-    return [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -322,8 +317,8 @@ def _label(text: str) -> str:
     return label
 
 
-def _damaged(path: Path) -> DataError:
-    state = "damaged" if path.exists() else "missing"
+def _damaged(path: Path, state: str = "damaged") -> DataError:
+    state = state if path.exists() else "missing"
     return DataError(f"{path}: {state}; restore it, or delete {path.parent} and run the command again")
 
 
@@ -344,10 +339,10 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> DictConfig:
-    import yaml
-
     try:
-        config = OmegaConf.load(path)
+        config = yamlfile.load(path)
+    except yamlfile.Oversized as error:
+        raise _damaged(path, f"damaged ({error})") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise _damaged(path) from error
     if not isinstance(config, DictConfig):

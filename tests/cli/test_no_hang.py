@@ -1,12 +1,16 @@
 """Whatever is given as input ends: in one line with exit code 2, seconds after the program has started."""
 
+import json
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
+from helpers import bomb
 
 from uqbench import lock
 from uqbench.errors import ConfigError
@@ -31,18 +35,24 @@ def run(arguments: list[str], cpu: float | None = None) -> tuple[int, str, float
 
 
 @pytest.fixture(scope="module")
-def refused(tmp_path_factory):
-    """Demand that a command line is refused in one line that names what is wrong, within the time; give the line."""
+def within_time():
+    """Run the program, and kill it when it takes SECONDS longer than to start: exit code and standard error."""
     # The same imports and an input that is refused at once.
     code, err, start = run(["train", "dataset=file", "dataset.path=/nowhere/absent.xyz"])
     assert code == 2, err
-    folder = tmp_path_factory.mktemp("work")
+    return lambda arguments: run(arguments, start + SECONDS)[:2]
+
+
+@pytest.fixture
+def refused(within_time, tmp_path):
+    """Demand that a command line is refused in one line that names what is wrong and leaves nothing; give the line."""
+    outputs = tmp_path / "outputs"
 
     def check(arguments: list[str], name: str) -> str:
-        code, err, _ = run([arguments[0], f"outputs={folder}", *arguments[1:]], start + SECONDS)
+        code, err = within_time([arguments[0], f"outputs={outputs}", *arguments[1:]])
         assert code == 2, (code, err)
         assert err.startswith("uqbench: error: ") and err.count("\n") == 1 and name in err, err
-        assert not os.listdir(folder)
+        assert not outputs.exists()
         return err
 
     return check
@@ -75,3 +85,54 @@ def test_a_folder_that_others_keep_removing_is_given_up(tmp_path, monkeypatch):
     losses = 10**6
     with pytest.raises(ConfigError, match=r"cannot write to .*run: .*; choose a place with outputs=DIR"):
         lock.acquire(tmp_path / "run")
+
+
+ALIASES = "x:\n" + textwrap.indent(bomb(), "  ")
+DEEP = "x: " + "[" * 20000
+LONG = f"x: {':'.join(['1'] * 300_000)}\n"  # a number to the base of 60
+HUGE = f"x: {'1' * 5000}\n"  # more digits than Python makes a number of
+
+
+BOMBS = {"aliases": ALIASES, "deep": DEEP, "long": LONG, "loop": "x: &x [*x]\n"}
+
+
+@pytest.mark.parametrize("text", [*BOMBS.values(), HUGE, "x: '\udcff'\n"], ids=[*BOMBS, "huge", "no text"])
+def test_a_config_file_that_would_take_for_ever(refused, text, tmp_path):
+    path = tmp_path / "dataset" / "evil.yaml"
+    path.parent.mkdir()
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    refused(["data", "--config-dir", str(tmp_path), "dataset=evil"], str(path))
+
+
+def test_an_experiment_that_would_take_for_ever(refused, tmp_path):
+    path = tmp_path / "experiment" / "evil.yaml"
+    path.parent.mkdir()
+    path.write_text(f"# @package _global_\n{ALIASES}")
+    refused(["train", "-m", "--config-dir", str(tmp_path), "seed=0,1", "experiment=evil"], str(path))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run."""
+    outputs = tmp_path_factory.mktemp("finished")
+    settings = ["uq=deterministic", "backbone.features=8", "backbone.layers=1", "training.epochs=1"]
+    sizes = ["dataset.n_train=20", "dataset.n_validation=10", "dataset.n_test=10", "dataset.block=10"]
+    reduced = ["evaluation.bootstrap=0", "evaluation.ideal_draws=1", "evaluations.out_of_domain=null"]
+    code, err, _ = run(["train", *settings, *sizes, *reduced, f"outputs={outputs}"])
+    assert code == 0, err
+    [path] = outputs.glob("train/*/*/*/*")
+    return path
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_a_config_of_a_run_that_would_take_for_ever(within_time, finished, command, text, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "run") / "config.yaml"
+    with open(path, "a") as file:
+        file.write(text)
+    info = json.loads((path.parent / "run.json").read_text())
+    info["files"]["config.yaml"] = path.stat().st_size
+    (path.parent / "run.json").write_text(json.dumps(info))
+    place = f"run={path.parent}" if command == "evaluate" else f"runs={path.parent}"
+    code, err = within_time([command, place])
+    assert code == 2 and str(path) in err and "damaged" in err

@@ -30,6 +30,7 @@ LAYERS = [
         "interruption",
         "progress",
         "slurm",
+        "yamlfile",
     },
     {"metrics", "rundir", "config", "structures"},
     {"datasets"},
@@ -42,7 +43,7 @@ LAYERS = [
     {"figures", "predictions", "evaluation", "trained", "calculator"},
     {"simulate", "oracles"},
     {"active"},
-    {"results", "cli", "commands", "completion", "jobs", "overrides", "__main__"},
+    {"results", "cli", "commands", "completion", "jobs", "overrides", "sources", "__main__"},
 ]
 
 

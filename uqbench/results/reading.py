@@ -14,14 +14,12 @@ import pyarrow as pa
 import pyarrow.csv
 import yaml
 
-from uqbench import config
+from uqbench import config, yamlfile
 from uqbench.errors import DataError
 from uqbench.results.runs import METRICS
 from uqbench.results.tables import COLUMNS
 from uqbench.rundir import CONFIG, INFO, SCHEMA, Run
 
-# libyaml reads a config in a twentieth of the time; not every build of PyYAML has it.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 TYPES = {"string": pa.string(), "Int64": pa.int64(), "float64": pa.float64()}
 CONVERT = pa.csv.ConvertOptions(
     column_types={name: TYPES[kind] for name, kind in COLUMNS.items()}, strings_can_be_null=True
@@ -130,8 +128,12 @@ def _info(path: Path) -> dict[str, Any]:
 def _settings(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = {}
-        for part in filter(None, PART.split(path.read_text(encoding="utf-8"))):
-            found |= _part(part)
+        values = 0
+        for part in filter(None, PART.split(yamlfile.read(path))):
+            own, count = _part(part)
+            values += count
+            yamlfile.bound(values)
+            found |= own
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
     # A part does not know what command it belongs to.
@@ -140,11 +142,13 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(1024)  # the runs of a study have most parts in common
-def _part(text: str) -> dict[str, Any]:
-    content = yaml.load(text, LOADER)
+def _part(text: str) -> tuple[dict[str, Any], int]:
+    """Settings of a part of a config, and the number of its values."""
+    count = yamlfile.check(text)
+    content = yaml.load(text, yamlfile.LOADER)
     if not isinstance(content, dict):
         raise ValueError("not a mapping of settings")
-    return config.settings(content)
+    return config.settings(content), count
 
 
 def _metrics(path: Path) -> pa.Table:
