@@ -24,6 +24,7 @@ LAYERS = [
         "annotations",
         "files",
         "lock",
+        "ownership",
         "lammps_library",
         "provenance",
         "geometry",
