@@ -7,6 +7,7 @@ import contextlib
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = 0
@@ -58,6 +59,17 @@ def make_folder(folder: Path, mode: int = 0o755) -> None:
         make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode)
+
+
+@contextlib.contextmanager
+def unshared() -> Iterator[int]:
+    """Let nobody else write to what is made meanwhile, here and by programs started here; yields the umask before."""
+    before = os.umask(OTHERS)
+    os.umask(before | OTHERS)
+    try:
+        yield before
+    finally:
+        os.umask(before)
 
 
 def _name(uid: int) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from uqbench import lock, provenance, yamlfile
+from uqbench import lock, ownership, provenance, yamlfile
 from uqbench.config import digest
 from uqbench.errors import ConfigError, DataError, UserError
 from uqbench.files import TEMPORARY, atomic_write, load_checkpoint, save_checkpoint
@@ -289,7 +289,7 @@ def scratch(root: str | os.PathLike) -> Iterator[Path]:
     root = Path(root).absolute()
     created = [folder for folder in (root, *root.parents) if not os.path.exists(folder)]
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        ownership.make_folder(root)  # a launcher may unpickle from below it
         folder = Path(tempfile.mkdtemp(prefix=".sweep-", dir=root))
     except OSError as error:
         raise ConfigError(f"cannot write to {root}: {error.strerror}; choose a place with outputs=DIR") from error
