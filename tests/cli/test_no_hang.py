@@ -1,5 +1,6 @@
 """Whatever is given as input ends: in one line with exit code 2, seconds after the program has started."""
 
+import gzip
 import json
 import math
 import os
@@ -136,3 +137,45 @@ def test_a_config_of_a_run_that_would_take_for_ever(within_time, finished, comma
     place = f"run={path.parent}" if command == "evaluate" else f"runs={path.parent}"
     code, err = within_time([command, place])
     assert code == 2 and str(path) in err and "damaged" in err
+
+
+FRAME = '2\nenergy=1 Properties=species:S:1:pos:R:3:forces:R:3 pbc="F F F"\nH 0 0 0 0 0 0\nH 0 0 1 0 0 0\n'
+MANY = 99999999999
+CELL = "H\n1.0\n5 0 0\n0 5 0\n0 0 5\nH\n"
+BOX = "ITEM: BOX BOUNDS pp pp pp\n0 5\n0 5\n0 5\nITEM: ATOMS id type x y z\n1 1 0 0 0\n"
+FILES = {
+    "first.xyz": f"{MANY}\nenergy=1\nH 0 0 0\n",
+    "later.extxyz": f"{FRAME * 20}{MANY}\nenergy=1\nH 0 0 0\n",
+    "packed.xyz.gz": gzip.compress(f"{FRAME}{MANY}\nenergy=1\nH 0 0 0\n".encode()),
+    "plain.xyz": f"{MANY}\n\nH 0 0 0\n",
+    "XDATCAR": f"{CELL}{MANY}\nDirect configuration= 1\n0 0 0\n",
+    "POSCAR": f"{CELL}{MANY}\nDirect\n0 0 0\n",
+    "a.lammpsdump": f"ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n{MANY}\n{BOX}",
+}
+FORMATS = {"a.lammpsdump": "lammps-dump-text", "plain.xyz": "xyz"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_announces_more_atoms_than_it_has(refused, name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(FILES[name] if isinstance(FILES[name], bytes) else FILES[name].encode())
+    refused(["train", "dataset=file", f"dataset.path={path}", f"dataset.format={FORMATS.get(name, 'null')}"], str(path))
+
+
+def test_a_path_of_a_reaction_that_announces_more_atoms_than_it_has(refused, finished, tmp_path):
+    path = tmp_path / "path.xyz"
+    path.write_text(FILES["later.extxyz"])
+    refused(["evaluate", f"run={finished}", "evaluation=neb", f"evaluation.path={path}"], str(path))
+
+
+def test_a_pipe_to_which_nobody_writes(within_time, refused, finished, tmp_path):
+    pipe = tmp_path / "pipe.xyz"
+    os.mkfifo(pipe)
+    refused(["evaluate", f"run={finished}", "evaluation=neb", f"evaluation.path={pipe}"], str(pipe))
+    for name in ("config.yaml", "run.json"):
+        damaged = shutil.copytree(finished, tmp_path / name) / name
+        damaged.unlink()
+        os.mkfifo(damaged)
+        for command, key in (("evaluate", "run"), ("report", "runs")):
+            code, err = within_time([command, f"{key}={damaged.parent}"])
+            assert code == 2 and str(damaged.parent) in err, err

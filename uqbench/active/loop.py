@@ -24,6 +24,7 @@ from uqbench.active.objective import score_and_energy
 from uqbench.annotations import Supplied
 from uqbench.datasets.arrays import PACKED, SPLIT, pack, read_npz
 from uqbench.datasets.base import Dataset
+from uqbench.datasets.readers import ase_frames
 from uqbench.errors import ConfigError, DataError
 from uqbench.evaluation import Rows, Trained
 from uqbench.figures import proposals as figures
@@ -164,7 +165,8 @@ class Loop:
             return _extxyz(proposals), facts | {"counts": chosen.counts, "chosen": chosen.indices.tolist()}
 
         proposed = self.journal.once(generation, "propose", f"proposals_{generation}.extxyz", propose)
-        everything = ase.io.read(self.run.path / proposed["file"], ":")
+        remedy = "restore it, or delete the run and repeat it"
+        everything = ase_frames(self.run.path / proposed["file"], format="extxyz", index=":", remedy=remedy)
         wanted = [everything[k] for k in proposed["chosen"]]
 
         def label() -> tuple[bytes, dict[str, Any]]:

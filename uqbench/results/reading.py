@@ -113,6 +113,8 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Record], pa.Table | None, list
 
 
 def _info(path: Path) -> dict[str, Any]:
+    if not (path / INFO).is_file():  # nothing is to be waited for, as at a pipe
+        raise DataError(f"{path / INFO}: missing, or not a file")
     try:
         info = json.loads((path / INFO).read_bytes())
         schema, complete = info.get("schema"), {"status", "files"} <= info.keys()
