@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from uqbench.training.loop.loop import Training
 
 from uqbench import config
 from uqbench.data.graph import GraphSet
 from uqbench.data.structures import Structures
 from uqbench.models.potential import Normalisation
-from uqbench.training.loop import Training
 from uqbench.uq.base import UQMethod
 from uqbench.uq.io import build_method
 from uqbench.uq.layer import Layer
@@ -80,3 +80,11 @@ def short_training(**changes: object) -> Training:
     """The quick recipe with a few tiny epochs."""
     settings = config.build(OmegaConf.load(CONF / "training" / "quick.yaml"), slot="training")
     return dataclasses.replace(settings, **{"epochs": 3, "checkpoint_seconds": 0.0, **changes})
+
+
+def bomb(levels: int = 10, width: int = 9) -> str:
+    """YAML of lists of aliases to lists of aliases: width ** levels values in a few lines."""
+    lines = ["a0: &a0 [1]"]
+    for k in range(1, levels):
+        lines.append(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * width)}]")
+    return "\n".join(lines) + "\n"

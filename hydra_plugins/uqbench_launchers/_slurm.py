@@ -15,7 +15,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
-from uqbench.runs import slurm
+from uqbench.runs import ownership, slurm
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -33,7 +33,7 @@ class SlurmLauncher(BaseSubmititLauncher):
 
     Args:
         cluster: `slurm`, or `local` for processes of this machine.
-        folder: of the jobs' output, on a file system that all nodes see.
+        folder: of the jobs' output, on a file system that all nodes see; nobody else may be able to write to it.
         partition, account, qos: None for the cluster's own choice.
         time_min, mem_gb, cpus, gpus: of each job; memory None for the cluster's own choice.
         array_parallelism: jobs at once.
@@ -66,6 +66,7 @@ class SlurmLauncher(BaseSubmititLauncher):
         super().__init__()
         self.cluster, self.folder, self.cpus = cluster, folder, cpus
         self.max_requeues, self.poll_s = max_requeues, poll_s
+        self.umask = 0o077  # of this process, once it is known
         self.common = {
             "name": "uqbench",
             "timeout_min": time_min,
@@ -92,6 +93,7 @@ class SlurmLauncher(BaseSubmititLauncher):
         from uqbench.cli.jobs import INTERRUPTED
         from uqbench.runs import signals
 
+        os.umask(self.umask)
         os.environ.setdefault("OMP_NUM_THREADS", str(self.cpus))
         with signals.at_once(replacing=True):  # of the handlers that submitit has just set
             try:
@@ -134,6 +136,7 @@ class SlurmLauncher(BaseSubmititLauncher):
 
     def _submit(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
         import submitit
+        from submitit.core.utils import JobPaths
 
         from uqbench.errors import ConfigError
 
@@ -143,10 +146,14 @@ class SlurmLauncher(BaseSubmititLauncher):
             (list(overrides), "hydra.sweep.dir", number, str(number), Singleton.get_state())
             for number, overrides in enumerate(job_overrides, start=first)
         ]
+        # Jobs are unpickled on the nodes; each sets the umask, which it inherits, back for its run.
+        folder = JobPaths.get_first_id_independent_folder(self.folder)
         try:
-            executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
-            executor.update_parameters(**self.common, **self.for_slurm)
-            return executor.map_array(self, *zip(*arguments, strict=True))
+            with ownership.unshared() as self.umask:
+                executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
+                executor.update_parameters(**self.common, **self.for_slurm)
+                slurm.make_folder(folder, "hydra/launcher=slurm", "choose another outputs=DIR")
+                return executor.map_array(self, *zip(*arguments, strict=True))
         except (RuntimeError, ValueError, AssertionError, OSError) as error:
             raise ConfigError(f"hydra/launcher=slurm: {' '.join(str(error).split())}") from error
 

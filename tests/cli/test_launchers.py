@@ -142,6 +142,32 @@ def test_slurm_that_cannot_be_used_is_one_line(uqbench_main, monkeypatch, change
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize("folder", ["outputs/slurm", "outputs", "logs/%j"])
+def test_submitit_unpickles_nothing_that_others_can_write(uqbench_main, folder):
+    given = [] if folder.startswith("outputs") else [f"hydra.launcher.folder={folder}"]
+    opened = Path(folder.removesuffix("/%j"))
+    opened.mkdir(parents=True)
+    opened.chmod(0o777)
+    code, _, err = uqbench_main("toy", *LOCAL, *given, "seed=1,2")
+    found = f"hydra/launcher=slurm: {opened.absolute()} can be written by others (mode 777)"
+    assert code == 2 and err.startswith(f"uqbench: error: {found}") and err.count("\n") == 1, err
+    assert "choose another outputs=DIR" in err
+    assert not [path for path in Path().rglob("*") if path.is_file()]
+
+
+def test_submitit_with_an_umask_for_groups(start):
+    """Runs are as open as all else that this user makes; what is unpickled is not."""
+    before = os.umask(0o002)
+    try:
+        process = start("toy", *LOCAL, "action=pass", "seed=1,2")
+    finally:
+        os.umask(before)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert {path.stat().st_mode & 0o777 for path in Path("outputs").glob("**/result.txt")} == {0o664}
+    assert {path.stat().st_mode & 0o022 for path in Path("outputs/slurm").iterdir()} == {0}
+
+
 @pytest.mark.parametrize(
     ("state", "restarts", "goes_on"), [("RUNNING", 0, True), ("RUNNING", 3, False), ("CANCELLED", 0, False)]
 )

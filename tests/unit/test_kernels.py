@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import os
+import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from uqbench.models.compiled.activation import ACTIVATIONS
 from uqbench.models.compiled.mixing import MIX, MIX_LAST, painn_norm
 from uqbench.models.compiled.painn import PAINN
 from uqbench.models.compiled.schnet import SCHNET
+from uqbench.runs import ownership
 
 ATOMS, PAIRS, RADIAL = 7, 45, 5
 REFERENCES = {"painn": PAINN, "painn_first": PAINN, "schnet": SCHNET, "mix": MIX, "mix_last": MIX_LAST}
@@ -198,6 +202,112 @@ def test_a_library_that_cannot_be_loaded_is_named(fresh, monkeypatch, tmp_path, 
     damaged.write_bytes(b"half of it")
     assert compiled.use("auto") == "torch"
     assert f"{damaged} cannot be loaded" in caplog.text and "delete it" in caplog.text
+
+
+# A library that leaves a file when it is loaded.
+TRAP = """
+#include <cstdio>
+#include <cstdlib>
+struct Trap { Trap() { if (const char* path = std::getenv("TRAP")) std::fclose(std::fopen(path, "w")); } } trap;
+"""
+
+
+@pytest.fixture
+def trap(fresh, monkeypatch, tmp_path):
+    """A library where that of the kernels is looked for, in a folder that only we can write to; and what it leaves."""
+    cache = tmp_path / "cache"
+    (cache / "kernels").mkdir(parents=True)
+    for folder in (cache, cache / "kernels"):
+        folder.chmod(0o755)
+    try:
+        target = cache / "kernels" / f"{build._key(build._compiler())}.so"
+    except build.NoKernels as reason:
+        pytest.skip(str(reason))
+    source = tmp_path / "trap.cpp"
+    source.write_text(TRAP)
+    build._run([build._compiler(), "-shared", "-fPIC", str(source), "-o", str(target)])
+    target.chmod(0o755)
+    monkeypatch.setenv("UQBENCH_CACHE", str(cache))
+    monkeypatch.setenv("TRAP", str(tmp_path / "trapped"))
+    monkeypatch.setattr(build, "SOURCES", [source])  # what is built instead takes a second
+    monkeypatch.setattr(build, "_key", lambda _: target.stem)
+    return target, tmp_path / "trapped"
+
+
+def test_a_library_of_our_own_is_loaded(trap):
+    target, trapped = trap
+    build.library()
+    assert trapped.exists()
+
+
+def foreign_file(target):
+    os.chown(target, 54321, 54321)
+    return target, "belongs to user 54321"
+
+
+def foreign_folder(target):
+    os.chown(target.parent, 54321, 54321)
+    return target.parent, "belongs to user 54321"
+
+
+def open_file(target):
+    target.chmod(0o777)
+    return target, "can be written by others (mode 777)"
+
+
+def open_folder(target):
+    target.parent.chmod(0o777)
+    return target.parent, "can be written by others (mode 777)"
+
+
+def sticky_folder(target):
+    target.parent.chmod(0o1777)
+    return target.parent, "can be written by others (mode 1777)"
+
+
+def open_above(target):
+    target.parents[1].chmod(0o777)
+    return target.parents[1], "can be written by others (mode 777)"
+
+
+def link_to_an_open_folder(target):
+    elsewhere = target.parents[2] / "elsewhere"
+    target.parent.rename(elsewhere)
+    elsewhere.chmod(0o777)
+    target.parent.symlink_to(elsewhere)
+    return elsewhere, "can be written by others (mode 777)"
+
+
+CHANGES = [foreign_file, foreign_folder, open_file, open_folder, sticky_folder, open_above, link_to_an_open_folder]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_library_that_may_be_somebody_elses_is_not_loaded(trap, change, caplog, monkeypatch, tmp_path):
+    target, trapped = trap
+    if change.__name__.startswith("foreign") and os.geteuid() != 0:
+        pytest.skip("only root can give files to another user")
+    build.SOURCES[0].write_text('extern "C" int honest() { return 1; }\n')
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place, reason = change(target)
+    before = target.read_bytes()
+    assert build.library().honest() == 1
+    assert not trapped.exists()
+    [line] = caplog.messages
+    assert f"{place} {reason}" in line and "for this process alone" in line and "\n" not in line
+    assert target.read_bytes() == before
+    assert not list(tmp_path.glob("uqbench-kernels-*")), "nothing stays"
+
+
+def test_what_is_built_is_for_nobody_else_to_write_whatever_the_umask(trap, caplog):
+    target, _ = trap
+    shutil.rmtree(target.parents[1])
+    umask = os.umask(0)
+    try:
+        build.library()
+    finally:
+        os.umask(umask)
+    assert target.exists() and not caplog.messages
+    assert ownership.weakness(target) is None
 
 
 def test_a_wrong_kernel_is_not_used(native, fresh, monkeypatch, caplog):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -449,6 +450,80 @@ def test_slurm_that_loses_a_job(on_local_cluster, springs, monkeypatch):
     monkeypatch.setattr(cluster.slurm, "states_of", lambda jobs, _: ["NODE_FAIL" for _ in jobs])
     labels = springs(executor="slurm", workers=2).label(rattled(1))
     assert "lost: SLURM job" in labels.failures[0] and "ended as NODE_FAIL" in labels.failures[0]
+
+
+def open_folder(path):
+    path.parent.chmod(0o777)
+    return path.parent, "can be written by others (mode 777)"
+
+
+def open_file(path):
+    path.chmod(0o666)
+    return path, "can be written by others (mode 666)"
+
+
+def foreign_folder(path):
+    os.chown(path.parent, 54321, 54321)
+    return path.parent, "belongs to user 54321"
+
+
+def foreign_file(path):
+    path.unlink()
+    path.write_bytes(b"")
+    os.chown(path, 54321, 54321)
+    return path, "belongs to user 54321"
+
+
+class Trap:
+    """Unpickling this leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("change", [open_folder, open_file, foreign_folder, foreign_file], ids=lambda c: c.__name__)
+def test_answers_that_others_could_have_written_are_not_unpickled(
+    on_local_cluster, springs, monkeypatch, tmp_path, change
+):
+    """Another user places an answer while the job runs."""
+    if change.__name__.startswith("foreign") and os.geteuid() != 0:
+        pytest.skip("only root can give files to another user")
+    found = []
+    honest = cluster.slurm.left_behind
+
+    def left_behind(path, state):
+        assert honest(path, state)
+        found[:] = change(path)
+        path.write_bytes(pickle.dumps(Trap(tmp_path / "trapped")))
+        return True
+
+    monkeypatch.setattr(cluster.slurm, "left_behind", left_behind)
+    with pytest.raises(ConfigError, match="oracle.executor: .* set another oracle.cache") as caught:
+        springs(executor="slurm", workers=1).label(rattled(1))
+    assert "{} {}".format(*found) in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_no_job_is_submitted_from_a_folder_that_others_can_write(on_local_cluster, springs, tmp_path, started):
+    folder = tmp_path / "cache" / "slurm"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"oracle.executor: {folder} can be written by others"):
+        springs(executor="slurm").label(rattled(1))
+    assert not list(folder.iterdir()) and not started()
+
+
+def test_slurm_with_an_umask_for_groups(on_local_cluster, springs, tmp_path):
+    """Where new files are open to the group, those that are unpickled are not."""
+    before = os.umask(0o002)
+    try:
+        labels = springs(executor="slurm").label(rattled(1))
+    finally:
+        os.umask(before)
+    assert labels.labelled == [0]
 
 
 def test_slurm_that_is_not_there(springs, monkeypatch):

@@ -23,6 +23,7 @@ from uqbench.active.journal import Journal
 from uqbench.active.latents import structure_latents
 from uqbench.config.annotations import Supplied
 from uqbench.data.arrays import PACKED, SPLIT, pack, read_npz
+from uqbench.data.readers import ase_frames
 from uqbench.data.sources.base import Dataset
 from uqbench.data.structures import Splits, Structures, check_splits
 from uqbench.errors import ConfigError, DataError
@@ -163,7 +164,8 @@ class Loop:
             return _extxyz(proposals), facts | {"counts": chosen.counts, "chosen": chosen.indices.tolist()}
 
         proposed = self.journal.once(generation, "propose", f"proposals_{generation}.extxyz", propose)
-        everything = ase.io.read(self.run.path / proposed["file"], ":")
+        remedy = "restore it, or delete the run and repeat it"
+        everything = ase_frames(self.run.path / proposed["file"], format="extxyz", index=":", remedy=remedy)
         wanted = [everything[k] for k in proposed["chosen"]]
 
         def label() -> tuple[bytes, dict[str, Any]]:

@@ -23,6 +23,7 @@ def open_hydra(command: str, config_dir: str | None) -> Iterator[Hydra]:
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
+    from uqbench.cli import config_source
     from uqbench.config import conf_dir
 
     version.setbase("1.3")
@@ -30,7 +31,7 @@ def open_hydra(command: str, config_dir: str | None) -> Iterator[Hydra]:
     if config_dir is not None:
         if not os.path.isdir(config_dir):
             raise ConfigError(f"--config-dir {config_dir}: no such folder")
-        folder = f"file://{os.path.abspath(config_dir)}"
+        folder = config_source.address(config_dir)
         search_path.prepend(provider="command-line", path=folder, anchor=SearchPathQuery(provider="schema"))
     # A schema of the plugin's own under the name of our YAML: Hydra would merge the two and warn of doing so.
     ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}).pop("joblib.yaml", None)

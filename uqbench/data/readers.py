@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from uqbench.units import energy_factor
 # The classes under which NFF data sets were pickled; both are read into the stub below.
 CLASSES = ("nff.data.dataset.Dataset", "uq.data.dataset.Dataset")
 NEEDED = ("nxyz", "energy", "energy_grad")
+PATIENCE = 1000  # lines beyond the end of a file
 
 
 class _Stub:
@@ -54,19 +56,47 @@ def nff_frames(
         raise DataError(f"{path}: its properties do not fit together ({error})") from error
 
 
-def ase_frames(path: Path, *, format: str | None, index: str) -> list[Atoms]:
-    """Return the frames of a file that ASE can read; raises DataError for any other."""
+def ase_frames(
+    path: Path,
+    *,
+    format: str | None,
+    index: str,
+    remedy: str = "check the file, dataset.format and dataset.index",
+) -> list[Atoms]:
+    """Return the frames of a file that ASE can read; raises DataError for any other, which says `remedy`."""
     import ase.io
+    from ase.io.formats import filetype, get_ioformat, open_with_compression
 
     try:
-        frames = ase.io.read(path, index=index, format=format)
+        kind = get_ioformat(format or filetype(str(path)))
+        if kind.acceptsfd and not kind.isbinary:
+            with _Ending(open_with_compression(str(path), "rb")) as file:
+                frames = ase.io.read(file, index=index, format=kind.name)
+        else:
+            frames = ase.io.read(path, index=index, format=kind.name)
     except Exception as error:  # ASE's readers raise whatever their parsing stumbles over
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{path}: ASE cannot read it as {format or 'the format that its name suggests'} ({reason}); "
-            "check the file, dataset.format and dataset.index"
+            f"{path}: ASE cannot read it as {format or 'the format that its name suggests'} ({reason}); {remedy}"
         ) from error
     return [frames] if isinstance(frames, Atoms) else list(frames)
+
+
+class _Ending(io.TextIOWrapper):
+    """A text file that raises EOFError for who keeps asking for lines at its end.
+
+    Many readers do, as often as the file says that it has atoms; and some until they find a word.
+    """
+
+    _missed = 0
+
+    def readline(self, *size: int) -> str:
+        """Return the next line, or nothing at the end."""
+        line = super().readline(*size)
+        self._missed = 0 if line else self._missed + 1
+        if self._missed > PATIENCE:
+            raise EOFError("it ends where it should go on")
+        return line
 
 
 def labelled_frames(

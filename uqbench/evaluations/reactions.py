@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.build.rotate import rotation_matrix_from_points
 
+from uqbench.data.readers import ase_frames
 from uqbench.errors import ConfigError, DataError
 
 # Å, of any atom: minima that were relaxed from two sides differ by what a soft mode leaves of the forces.
@@ -42,7 +43,7 @@ def frames_of(path: str | None, name: str) -> tuple[str, list[Atoms]]:
     Raises ConfigError for an unknown name, DataError for a file that cannot be used or frames that are no path.
     """
     if path is not None:
-        label, frames = Path(path).stem, _read(path)
+        label, frames = Path(path).stem, _read(Path(path))
     elif name in REACTIONS:
         label, frames = name, REACTIONS[name]()
     else:
@@ -66,15 +67,10 @@ def laid_on(atoms: Atoms, target: Atoms) -> Atoms:
     return moved
 
 
-def _read(path: str) -> list[Atoms]:
-    import ase.io
-
-    try:
-        frames = ase.io.read(path, index=":")
-    except Exception as error:  # ASE's readers raise whatever their parsing stumbles over
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: ASE cannot read it ({reason}); set evaluation.path") from error
-    return frames
+def _read(path: Path) -> list[Atoms]:
+    if path.exists() and not (path.is_file() or path.is_dir()):  # nothing is to be waited for, as at a pipe
+        raise DataError(f"{path} is not a file; set evaluation.path")
+    return ase_frames(path, format=None, index=":", remedy="set evaluation.path")
 
 
 def _check(frames: list[Atoms], origin: str) -> None:

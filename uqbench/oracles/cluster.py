@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from uqbench.errors import ConfigError, OracleError, UqbenchError
 from uqbench.oracles.pool import STARTUP_S, Answer, WorkerPool
-from uqbench.runs import slurm
+from uqbench.runs import ownership, slurm
 
 if TYPE_CHECKING:
     from submitit import Job
 
 CLUSTER = "slurm"
 POLL_S = 2.0  # between looks at the queue
+PLACE = {"key": "oracle.executor", "remedy": "set another oracle.cache"}  # of messages about the folder
 
 
 class SlurmPool:
@@ -28,7 +29,8 @@ class SlurmPool:
     Args:
         target, settings, threads, timeout_s: as of `WorkerPool`.
         workers: jobs at once.
-        folder: of the jobs' files, on a file system that all nodes see.
+        folder: of the jobs' files, on a file system that all nodes see. Answers are unpickled from there, so nobody
+            else may be able to write to it.
     """
 
     def __init__(
@@ -73,7 +75,8 @@ class SlurmPool:
             advice = "pip install 'uqbench[cluster]'"
             raise ConfigError(f"oracle.executor: slurm needs submitit ({error}): {advice}") from error
         try:
-            executor = submitit.AutoExecutor(folder=self.folder, cluster=CLUSTER)
+            with ownership.unshared():
+                executor = submitit.AutoExecutor(folder=self.folder, cluster=CLUSTER)
         except RuntimeError as error:
             raise ConfigError(f"oracle.executor: {error}") from error
         executor.update_parameters(
@@ -82,13 +85,15 @@ class SlurmPool:
             cpus_per_task=self.threads,
             slurm_srun_args=[f"--cpus-per-task={self.threads}"],  # since 22.05 srun does not take it over from its job
         )
+        slurm.make_folder(self.folder, **PLACE)
         return executor
 
     def _submit(self, executor: Any, geometry: dict[str, Any]) -> Job:
         one = {"target": self.target, "settings": self.settings, "geometry": geometry}
         limits = {"threads": self.threads, "timeout_s": self.timeout_s}
         try:
-            return executor.submit(label_one, **one, **limits, path=sys.path)
+            with ownership.unshared():  # which the job inherits, and so its answer
+                return executor.submit(label_one, **one, **limits, path=sys.path)
         except RuntimeError as error:
             raise ConfigError(f"oracle.executor: {' '.join(str(error).split())}") from error
 
@@ -101,6 +106,7 @@ class SlurmPool:
             if not slurm.left_behind(job.paths.result_pickle, state):
                 found.append((key, (False, f"lost: SLURM job {job.job_id} ended as {state}")))
                 continue
+            slurm.require_ours(job.paths.result_pickle, **PLACE)
             try:
                 fine, content = job.result()
             except RuntimeError as error:  # uqbench itself did not start there

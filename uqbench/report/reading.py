@@ -16,15 +16,14 @@ import pyarrow.csv
 import yaml
 
 from uqbench import config
-from uqbench.config.run_id import UNDIGESTED_OF
+from uqbench.config import yamlfile
+from uqbench.config.build.run_id import UNDIGESTED_OF
 from uqbench.errors import DataError
 from uqbench.families import FAMILIES
 from uqbench.runs.metrics_table import METRICS
 from uqbench.runs.run_dir import CONFIG, INFO, MADE_FOR, SCHEMA, Run
 from uqbench.runs.tables import COLUMNS
 
-# libyaml reads a config in a twentieth of the time; not every build of PyYAML has it.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 TYPES = {"string": pa.string(), "Int64": pa.int64(), "float64": pa.float64()}
 CONVERT = pa.csv.ConvertOptions(
     column_types={name: TYPES[kind] for name, kind in COLUMNS.items()}, strings_can_be_null=True
@@ -137,6 +136,8 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Record], pa.Table | None, list
 
 
 def _info(path: Path) -> dict[str, Any]:
+    if not (path / INFO).is_file():  # nothing is to be waited for, as at a pipe
+        raise DataError(f"{path / INFO}: missing, or not a file")
     try:
         info = json.loads((path / INFO).read_bytes())
         json.dumps(info, ensure_ascii=False).encode()  # half of a character can be written as \u in JSON
@@ -153,8 +154,12 @@ def _info(path: Path) -> dict[str, Any]:
 def _settings(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = {}
-        for part in filter(None, PART.split(path.read_text(encoding="utf-8"))):
-            found |= _part(part)
+        values = 0
+        for part in filter(None, PART.split(yamlfile.read(path))):
+            own, count = _part(part)
+            values += count
+            yamlfile.bound(values)
+            found |= own
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
     # A part does not know what command it belongs to.
@@ -163,11 +168,13 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(1024)  # the runs of a study have most parts in common
-def _part(text: str) -> dict[str, Any]:
-    content = yaml.load(text, LOADER)
+def _part(text: str) -> tuple[dict[str, Any], int]:
+    """Settings of a part of a config, and the number of its values."""
+    count = yamlfile.check(text)
+    content = yaml.load(text, yamlfile.LOADER)
     if not isinstance(content, dict):
         raise ValueError("not a mapping of settings")
-    return config.settings(content)
+    return config.settings(content), count
 
 
 def _metrics(path: Path) -> pa.Table:

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from uqbench.runs import slurm
 
 LOCK = ".lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+# Each is lost only to another process that has just removed the folder, which does not go on for long.
+ATTEMPTS = 50
+RETRY_S = 0.01
 _held: set[int] = set()
 
 
@@ -38,14 +42,15 @@ def acquire(folder: Path) -> int:
 
     Raises LockedError when another process holds it, ConfigError when it cannot be written.
     """
-    while True:
+    for attempt in range(ATTEMPTS):
+        time.sleep(RETRY_S if attempt else 0.0)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # its last holder just removed the folder
+        except FileNotFoundError:  # its last holder just removed the folder; or none can be made, as in /proc
             continue
         except OSError as error:
-            raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose a place with outputs=DIR") from error
+            raise _unwritable(folder, error.strerror) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -66,6 +71,8 @@ def acquire(folder: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), os.stat(folder / LOCK)):
                 break
         os.close(descriptor)  # locked a file that its last holder has removed
+    else:
+        raise _unwritable(folder, "no file can be kept there")
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(_own_signature()).encode(), 0)
     _held.add(descriptor)
@@ -80,6 +87,10 @@ def release(descriptor: int) -> None:
         with contextlib.suppress(OSError):  # there was no lock to take on this file system
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def _unwritable(folder: Path, reason: str) -> ConfigError:
+    return ConfigError(f"cannot write to {folder}: {reason}; choose a place with outputs=DIR")
 
 
 def _own_signature() -> dict[str, Any]:

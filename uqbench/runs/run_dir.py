@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from uqbench.config import digest
+from uqbench.config import digest, yamlfile
 from uqbench.errors import ConfigError, DataError, UserError
-from uqbench.runs import lock, provenance
+from uqbench.runs import lock, ownership, provenance
 from uqbench.runs.files import BEST, LAYER, TEMPORARY, atomic_write, file_sha256, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class RunDir(Run):
     """
 
     def __init__(self, path: Path, config: DictConfig, command: str) -> None:
-        self._created = [folder for folder in (path, *path.parents) if not folder.exists()]
+        # Not Path.exists, which raises for a name that is too long; making the folder tells that better.
+        self._created = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
         self._clock: tuple[str, float] | None = None
         self._lock = lock.acquire(path)
         try:
@@ -280,7 +282,9 @@ def read(path: str | os.PathLike) -> Run:
 def find_done(config: DictConfig) -> Run | None:
     """The finished run that a command's config names, under whichever labels; or None."""
     fingerprint = digest(config)
-    for path in Path(config.outputs, _label(config.command)).glob(f"*/*/*/{_name(config.seed, fingerprint)}"):
+    place = Path(config.outputs, _label(config.command))
+    # Where the name of the place is too long glob would fail.
+    for path in place.glob(f"*/*/*/{_name(config.seed, fingerprint)}") if os.path.isdir(place) else ():
         with contextlib.suppress(DataError):  # it has not finished, or lost files: opening it will tell
             run = read(path)
             if digest(run.config) == fingerprint:
@@ -292,9 +296,9 @@ def find_done(config: DictConfig) -> Run | None:
 def scratch(root: str | os.PathLike) -> Iterator[Path]:
     """Yield a folder below `root`, visible to every machine that writes runs there, and remove it at the end."""
     root = Path(root).absolute()
-    created = [folder for folder in (root, *root.parents) if not folder.exists()]
+    created = [folder for folder in (root, *root.parents) if not os.path.exists(folder)]
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        ownership.make_folder(root)  # a launcher may unpickle from below it
         folder = Path(tempfile.mkdtemp(prefix=".sweep-", dir=root))
     except OSError as error:
         raise ConfigError(f"cannot write to {root}: {error.strerror}; choose a place with outputs=DIR") from error
@@ -322,8 +326,8 @@ def _label(text: str) -> str:
     return label
 
 
-def _damaged(path: Path) -> DataError:
-    state = "damaged" if path.exists() else "missing"
+def _damaged(path: Path, state: str = "damaged") -> DataError:
+    state = state if path.exists() else "missing"
     return DataError(f"{path}: {state}; restore it, or delete {path.parent} and run the command again")
 
 
@@ -344,10 +348,10 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> DictConfig:
-    import yaml
-
     try:
-        config = OmegaConf.load(path)
+        config = yamlfile.load(path)
+    except yamlfile.Oversized as error:
+        raise _damaged(path, f"damaged ({error})") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise _damaged(path) from error
     if not isinstance(config, DictConfig):

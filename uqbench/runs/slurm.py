@@ -9,6 +9,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uqbench.errors import ConfigError
+from uqbench.runs import ownership
+
 if TYPE_CHECKING:
     from submitit import Job
 
@@ -37,6 +40,23 @@ def state(job: str) -> str:
     """The state of one job of anybody, by the number that it has as SLURM_JOB_ID."""
     lines = _ask(f"--jobs={job}", "--format=%T")
     return UNKNOWN if lines is None else next(iter(lines), GONE)
+
+
+def make_folder(folder: Path, key: str, remedy: str) -> None:
+    """Make the folder of submitit's files; raises ConfigError where it cannot be, or as `require_ours` does."""
+    require_ours(folder, key, remedy)
+    try:
+        ownership.make_folder(folder)
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot write to {folder} ({error.strerror}); {remedy}") from error
+
+
+def require_ours(path: Path, key: str, remedy: str) -> None:
+    """Raise ConfigError where others could decide what is at a path that is unpickled, which runs whatever it says."""
+    weakness = ownership.weakness(path)
+    if weakness:
+        what = f"{weakness}, so that what is unpickled from {path} may be anybody's code"
+        raise ConfigError(f"{key}: {what}; chmod go-w what is yours there, or {remedy}")
 
 
 def states_of(jobs: Collection[Job], cluster: str) -> list[str]:

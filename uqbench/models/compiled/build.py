@@ -10,9 +10,11 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from uqbench.errors import UqbenchError
+from uqbench.runs import ownership
 from uqbench.runs.files import atomic_write, locked
 
 log = logging.getLogger(__name__)
@@ -46,8 +48,29 @@ def library() -> ctypes.CDLL:
 
     compiler = _compiler()
     target = _folder() / f"{_key(compiler)}.so"
-    if not target.exists():
-        _build(compiler, target)
+    # To load it is to run it. Its folder first: nothing is to be written where others can put links.
+    weakness = _made(target.parent) or _built(compiler, target)
+    if weakness is None:
+        return _load(target)
+    line = "building the kernels for this process alone: %s, so the code there may be somebody else's; "
+    log.warning(line + "chmod go-w or delete it, or set the environment UQBENCH_CACHE", weakness)
+    return _own(compiler, target.name)
+
+
+def _own(compiler: str, name: str) -> ctypes.CDLL:
+    """Build a library that only this process finds; it stays in memory when its file is gone."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="uqbench-kernels-") as folder:
+            target = Path(folder) / name
+            weakness = _built(compiler, target)
+            if weakness:
+                raise NoKernels(f"{weakness}; set the environment TMPDIR to a folder where others cannot write")
+            return _load(target)
+    except OSError as error:
+        raise NoKernels(f"no temporary folder ({error.strerror or error}); set the environment TMPDIR") from None
+
+
+def _load(target: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(target))
     except OSError as error:
@@ -93,17 +116,36 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in info.read_text().splitlines() if line.startswith(kinds)}))
 
 
+def _made(folder: Path) -> str | None:
+    """Make the folder of the libraries, and say why others could decide what is in it."""
+    try:
+        ownership.make_folder(folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return ownership.weakness(folder)
+
+
+def _built(compiler: str, target: Path) -> str | None:
+    """Build a library where there is none, and say why it may be somebody else's."""
+    if not target.exists():
+        _build(compiler, target)
+    return ownership.weakness(target)
+
+
 def _build(compiler: str, target: Path) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target):
             if not target.exists():
                 log.info("building the kernels with %s (once)", compiler)
                 with atomic_write(target) as path:
                     _compile(compiler, path)
+                    path.chmod(0o755)  # root may build for all users of a machine
     except OSError as error:
-        reason = error.strerror or error
-        raise NoKernels(f"cannot write {target} ({reason}); set the environment UQBENCH_CACHE") from None
+        raise _unwritable(target, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> NoKernels:
+    return NoKernels(f"cannot write {path} ({error.strerror or error}); set the environment UQBENCH_CACHE")
 
 
 def _compile(compiler: str, path: Path) -> None:
@@ -118,7 +160,8 @@ def _compile(compiler: str, path: Path) -> None:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        # The compiler's output shall be writable for no one else, not even before it is whole.
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, umask=0o077)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoKernels(f"{command[0]} did not work ({error})") from None
     if done.returncode:
