@@ -17,7 +17,7 @@ import yaml
 
 from uqbench import config
 from uqbench.config import yamlfile
-from uqbench.config.build.run_id import UNDIGESTED_OF
+from uqbench.config.run_id import UNDIGESTED_OF
 from uqbench.errors import DataError
 from uqbench.families import FAMILIES
 from uqbench.runs.metrics_table import METRICS
