@@ -14,6 +14,8 @@ from uqbench.errors import ConfigError
 from uqbench.model import build_method
 from uqbench.potential import Normalisation, Potential
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture(scope="module", params=options("backbone"))
 def backbone(request) -> str:

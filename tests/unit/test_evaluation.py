@@ -14,6 +14,8 @@ from uqbench.evaluation import Calibration, Metrics, cost_rows, resamples_frame
 from uqbench.predictions import predict
 from uqbench.rundir import Run
 
+pytestmark = pytest.mark.numerics
+
 LEVELS = (0.5, 0.9)
 
 

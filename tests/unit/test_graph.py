@@ -11,6 +11,8 @@ from uqbench import graph
 from uqbench.graph import GraphSet, neighbour_lists
 from uqbench.structures import Structures
 
+pytestmark = pytest.mark.numerics
+
 CUTOFF = 4.0
 
 

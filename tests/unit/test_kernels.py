@@ -16,6 +16,8 @@ from uqbench.kernels.mixing import MIX, MIX_LAST, painn_norm
 from uqbench.kernels.painn import PAINN
 from uqbench.kernels.schnet import SCHNET
 
+pytestmark = pytest.mark.numerics
+
 ATOMS, PAIRS, RADIAL = 7, 45, 5
 REFERENCES = {"painn": PAINN, "painn_first": PAINN, "schnet": SCHNET, "mix": MIX, "mix_last": MIX_LAST}
 

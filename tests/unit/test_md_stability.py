@@ -25,6 +25,8 @@ from uqbench.simulate import outcome
 from uqbench.simulate.stability import Stability
 from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, ScoreCalibration
 
+pytestmark = pytest.mark.numerics
+
 LABELS = {"dataset": "toy", "subset": None, "backbone": "none", "uq": "none", "seed": 0}
 FEW = {"replicas": 4, "duration_ps": 0.05, "equilibration_ps": 0.01, "record_every": 5}
 

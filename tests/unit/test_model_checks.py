@@ -12,6 +12,8 @@ from uqbench.backbones.blocks import Embedding, Initialiser, Linear
 from uqbench.errors import DataError
 from uqbench.potential import Normalisation, Potential
 
+pytestmark = pytest.mark.numerics
+
 FEATURES = 4
 
 

@@ -24,6 +24,8 @@ from uqbench.oracles.calculator import attach
 from uqbench.simulate.band import Settings, find_path
 from uqbench.simulate.reactions import ammonia_inversion, frames_of
 
+pytestmark = pytest.mark.numerics
+
 SETTINGS = Settings(
     images=9, interpolation="linear", spring=1.0, climb_below=0.5, optimizer="BFGS", fmax=0.005, steps=300
 )

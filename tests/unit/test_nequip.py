@@ -20,6 +20,8 @@ from uqbench.graph import GraphSet
 from uqbench.potential import Normalisation, Potential, pair_vectors
 from uqbench.structures import Structures
 
+pytestmark = pytest.mark.numerics
+
 CUTOFF = 4.0
 SIZES = {
     "even": {"features": 8, "layers": 3, "l_max": 2, "parity": False, "radial_layers": 2, "activation": "silu"},

@@ -20,6 +20,8 @@ from uqbench.active.selection import farthest_points
 from uqbench.errors import ConfigError
 from uqbench.structures import Structures
 
+pytestmark = pytest.mark.numerics
+
 
 def pack(*frames, energies=None):
     for k, atoms in enumerate(frames):

@@ -12,6 +12,8 @@ from uqbench.errors import DataError
 from uqbench.simulate import structure
 from uqbench.structures import Structures
 
+pytestmark = pytest.mark.numerics
+
 SI, O = 14, 8  # noqa: E741
 
 

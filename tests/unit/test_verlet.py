@@ -12,6 +12,8 @@ from uqbench.errors import ConfigError, DataError
 from uqbench.structures import Structures
 from uqbench.verlet import VerletList
 
+pytestmark = pytest.mark.numerics
+
 CUTOFF = 4.0
 SYSTEMS = {
     "molecule": lambda: molecule("CH3CH2OH"),
