@@ -63,7 +63,9 @@ def best_capability() -> int:
 def environment(capability: str, threads: int, kernels: str) -> dict[str, str]:
     """The variables of a process that computes like this."""
     settings = dict(zip(VARIABLES, CAPABILITIES[capability], strict=False))
-    return os.environ | settings | {"OMP_NUM_THREADS": str(threads), "UQBENCH_KERNELS": kernels}
+    # Threads that wait in a loop take many times as long on cores that others use as well.
+    settings |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "UQBENCH_KERNELS": kernels}
+    return os.environ | settings
 
 
 def run(name: str, variables: dict[str, str], threads: int, arguments: list[str]) -> int:

@@ -175,7 +175,7 @@ def test_it_trains(uq, ethanol, tmp_path):
     history = (tmp_path / "history.csv").read_text().splitlines()
     columns = history[0].split(",")
     losses = [float(line.split(",")[columns.index("train_loss")]) for line in history[1:]]
-    # Without learning the same frames keep their loss, to rounding; with 8 seeds it fell by 8 % or more for each method.
+    # Without learning the same frames keep their loss, to rounding; it fell by 8 % or more with each of eight seeds.
     assert losses[-1] < 0.99 * losses[0]
 
 
