@@ -33,7 +33,7 @@ BASELINES_mini := ensemble,gmm
 BASELINES_paper := $(METHODS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench reproduce reproduce-rmd17 reproduce-ammonia reproduce-silica reproduce-zeolite clean
+.PHONY: help setup demo test test-portable lint bench reproduce reproduce-rmd17 reproduce-ammonia reproduce-silica reproduce-zeolite clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ demo: $(VENV)/.run ## train an ensemble on the embedded data, score it, show the
 
 test: $(VENV)/.dev ## run all tests
 	$(BIN)/python -m pytest -m ""
+
+# As on other CPUs; a part of it: make test-portable CAPABILITIES=default THREADS=1,2 KERNELS=torch,native
+CAPABILITIES ?= default,avx2,avx512
+THREADS ?= 1,2
+KERNELS ?= torch,native
+test-portable: $(VENV)/.dev ## run the tests that compute with other instruction sets, threads and kernels
+	$(BIN)/python scripts/portable.py --capabilities $(CAPABILITIES) --threads $(THREADS) --kernels $(KERNELS)
 
 lint: $(VENV)/.dev ## check style and imports
 	$(BIN)/ruff check .

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from uqbench.training.loop.loop import Training
 
 from uqbench import config
 from uqbench.data.graph import GraphSet
 from uqbench.data.structures import Structures
 from uqbench.models.potential import Normalisation
+from uqbench.training.loop import Training
 from uqbench.uq.base import UQMethod
 from uqbench.uq.io import build_method
 from uqbench.uq.layer import Layer

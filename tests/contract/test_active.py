@@ -9,6 +9,8 @@ from helpers import built, fitted_method, options
 from uqbench.active.latents import structure_latents
 from uqbench.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.numerics
+
 # Cheaper versions of the settings that only make an acquisition longer.
 SHORT = {"adversarial": {"steps": 4}, "md": {"timestep_fs": 0.02, "duration_ps": 4e-4, "record_every": 4}}
 

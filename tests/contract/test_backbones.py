@@ -14,6 +14,8 @@ from uqbench.models.blocks import Initialiser
 from uqbench.models.potential import Normalisation, Potential
 from uqbench.uq.io import build_method
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture(scope="module", params=options("backbone"))
 def backbone(request) -> str:

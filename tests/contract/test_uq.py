@@ -20,6 +20,8 @@ from uqbench.uq.base import UQMethod
 from uqbench.uq.deterministic import Deterministic
 from uqbench.uq.io import PLAIN, is_layer, require_family
 
+pytestmark = pytest.mark.numerics
+
 PER_ATOM = ("forces", "force_variance", "score")
 PER_STRUCTURE = ("energy", "energy_variance", "energy_score")
 
@@ -142,11 +144,10 @@ def test_the_score_is_differentiable(both, names, ethanol):
     for atom, axis in ((0, 0), (7, 1), (12, 2)):
         shift = torch.zeros_like(positions)
         shift[atom, axis] = step
-        with torch.no_grad():
-            slope = (total(positions + shift) - total(positions - shift)) / (2 * step)
-        assert float(gradient[atom, axis]) == pytest.approx(
-            float(slope), rel=1e-4, abs=1e-6 * float(gradient.abs().max())
-        )
+        with torch.no_grad():  # five points, exact to the fourth order: the second would depend on the weights
+            near, far = (float(total(positions + k * shift) - total(positions - k * shift)) for k in (1, 2))
+        slope = (8 * near - far) / (12 * step)
+        assert float(gradient[atom, axis]) == pytest.approx(slope, rel=1e-4, abs=1e-6 * float(gradient.abs().max()))
 
 
 def test_saving_and_loading_gives_the_same_bits(both, names, ethanol, tmp_path):
@@ -193,7 +194,8 @@ def test_it_trains(uq, ethanol, tmp_path):
     history = (tmp_path / "history.csv").read_text().splitlines()
     columns = history[0].split(",")
     losses = [float(line.split(",")[columns.index("train_loss")]) for line in history[1:]]
-    assert losses[-1] < losses[0]
+    # Without learning the same frames keep their loss, to rounding; it fell by 8 % or more with each of eight seeds.
+    assert losses[-1] < 0.99 * losses[0]
 
 
 def stretched(structures, factor):
@@ -240,4 +242,6 @@ def test_out_of_domain_scores_above_in_domain(uq, tmp_path, record_property):
     print(uq, summary)
     if uq in UNRELIABLE_OUT_OF_DOMAIN:
         pytest.xfail(f"{summary}; known: {UNRELIABLE_OUT_OF_DOMAIN[uq]}")
+    # Of 100 frames each, a score that tells nothing gives 0.5 with a standard error of 0.04; these gave 1.00 for every
+    # seed that was tried.
     assert found["energy_score"] >= 0.9, summary

@@ -2,11 +2,11 @@
 
 import os
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from uqbench.cli import main
-from uqbench.uq.base import KCAL_PER_MOL
 
 DATA = os.environ.get("UQBENCH_DATA")
 
@@ -24,5 +24,6 @@ def test_a_few_epochs_beat_predicting_no_force(molecule, tmp_path):
     )
     (run,) = tmp_path.glob(f"train/rmd17-{molecule}/painn/deterministic/seed0-*")
     value = pd.read_csv(run / "metrics.csv").set_index(["target", "metric"]).value
-    # The mean absolute force component of these molecules is 20 to 22 kcal/mol/Å.
-    assert value["forces", "mae"] / KCAL_PER_MOL < 12
+    labels = np.concatenate(pd.read_parquet(run / "predictions_test.parquet").forces_reference)
+    # 3.8 and 5.9 of 20 and 22 kcal/mol/Å were measured: half of what no force gives is far from either.
+    assert value["forces", "mae"] < 0.5 * np.abs(labels).mean()

@@ -11,6 +11,8 @@ from uqbench.metrics.likelihood import gaussian_nll
 from uqbench.metrics.simulated import simulate_errors
 from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, ScoreCalibration
 
+pytestmark = pytest.mark.numerics
+
 
 def nll(variance, squared_error, components):
     return np.mean(0.5 * np.log(2 * np.pi * variance) + squared_error / (2 * components * variance))

@@ -11,6 +11,8 @@ from scipy.spatial.transform import Rotation
 from uqbench.active.loop import displacements
 from uqbench.data.structures import Structures
 
+pytestmark = pytest.mark.numerics
+
 
 def structures_of(frames):
     counts = [len(atoms) for atoms in frames]

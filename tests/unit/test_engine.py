@@ -16,6 +16,9 @@ from uqbench.models.painn import PaiNN
 from uqbench.models.potential import Normalisation, Potential
 from uqbench.models.schnet import SchNet
 
+pytestmark = pytest.mark.numerics
+
+# Relative to the largest value: roundings of about a hundred operations in a row, and room in double precision.
 FORCES = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
@@ -348,6 +351,7 @@ def test_its_gradient_is_autograds(features, members, dtype, ethanol):
     model = build("painn", ethanol, members, features=features).to(dtype)
     batch = GraphSet(ethanol[:3], 4.0, dtype=dtype).batch([0, 1, 2])
     trust_gradients(model, batch)
+    # A gradient by a parameter is a sum over all pairs and atoms, whose terms cancel.
     tolerance = {torch.float32: 1e-3, torch.float64: 1e-11}[dtype]
     same(gradients(model, batch, "native"), gradients(model, batch, "torch"), tolerance)
 

@@ -9,6 +9,8 @@ from uqbench.errors import ConfigError
 from uqbench.training.loop import POINT_LOSSES
 from uqbench.uq.base import force_trace_variance
 
+pytestmark = pytest.mark.numerics
+
 
 def ensemble(structures, **changes):
     return small_method(structures, "painn_small", "ensemble", **{"uq.members": 3, **changes})

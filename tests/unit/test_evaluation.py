@@ -16,6 +16,8 @@ from uqbench.inference.calibration import Calibration
 from uqbench.inference.prediction_set import predict
 from uqbench.runs.run_dir import Run
 
+pytestmark = pytest.mark.numerics
+
 LEVELS = (0.5, 0.9)
 
 

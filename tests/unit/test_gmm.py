@@ -11,6 +11,8 @@ from uqbench.seeding import derive
 from uqbench.uq import gmm
 from uqbench.uq.gmm import Mixtures
 
+pytestmark = pytest.mark.numerics
+
 
 def method_of(structures, *, fit=True, seed=0, **changes):
     changes = {f"uq.{key}": value for key, value in changes.items()}

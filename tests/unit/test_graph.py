@@ -11,6 +11,8 @@ from uqbench.data import graph
 from uqbench.data.graph import GraphSet, neighbour_lists
 from uqbench.data.structures import Structures
 
+pytestmark = pytest.mark.numerics
+
 CUTOFF = 4.0
 
 

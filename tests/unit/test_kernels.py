@@ -20,6 +20,8 @@ from uqbench.models.compiled.painn import PAINN
 from uqbench.models.compiled.schnet import SCHNET
 from uqbench.runs import ownership
 
+pytestmark = pytest.mark.numerics
+
 ATOMS, PAIRS, RADIAL = 7, 45, 5
 REFERENCES = {"painn": PAINN, "painn_first": PAINN, "schnet": SCHNET, "mix": MIX, "mix_last": MIX_LAST}
 

@@ -20,6 +20,8 @@ from uqbench.md.neighbours import Neighbours
 from uqbench.md.state import State
 from uqbench.uq.base import Prediction
 
+pytestmark = pytest.mark.numerics
+
 KT = units.kB * 300.0
 LOOSE = {"max_distance": None, "bond_tolerance": 1.25, "bond_stretch": None}
 LOOSE |= {"kinetic_alarm": 1e-12, "kinetic_excess": 1.0}
@@ -216,7 +218,8 @@ def test_noise_of_a_replica_depends_on_its_stream_alone(monkeypatch):
         assert torch.equal(leaving(), one if step < 40 else torch.cat([one[:4], one[6:]]))
     values = torch.stack(drawn).numpy().ravel()
     assert stats.kstest(values, "norm").pvalue > 0.01
-    assert abs(np.corrcoef(drawn[0].ravel(), drawn[1].ravel())[0, 1]) < 0.5
+    independent = 1 / np.sqrt(drawn[0].numel())  # standard deviation of their correlation
+    assert abs(np.corrcoef(drawn[0].ravel(), drawn[1].ravel())[0, 1]) < 4 * independent
 
 
 # ---------------------------------------------------------------------------------------------- pairs

@@ -26,6 +26,8 @@ from uqbench.runs.run_dir import RunDir
 from uqbench.runs.tables import READERS, render
 from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, ScoreCalibration
 
+pytestmark = pytest.mark.numerics
+
 LABELS = {"dataset": "toy", "subset": None, "backbone": "none", "uq": "none", "seed": 0}
 FEW = {"replicas": 4, "duration_ps": 0.05, "equilibration_ps": 0.01, "record_every": 5}
 

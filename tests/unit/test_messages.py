@@ -15,6 +15,8 @@ from uqbench.models.blocks import Initialiser
 from uqbench.models.compiled import Pairs, Wanted, choice, painn, painn_message, pairs, schnet_message
 from uqbench.models.potential import Normalisation, Potential
 
+pytestmark = pytest.mark.numerics
+
 N_ATOMS, N_PAIRS, FEATURES, RADIAL = 5, 9, 3, 2
 
 

@@ -10,6 +10,8 @@ from sklearn.metrics import mean_absolute_error, roc_auc_score, root_mean_square
 
 from uqbench.metrics import accuracy, binning, confidence, likelihood, ranking, reliability, simulated
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture
 def data():

@@ -9,6 +9,8 @@ from scipy import integrate, stats
 from uqbench.metrics import binning, reliability
 from uqbench.metrics.simulated import simulate_errors
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture(scope="module")
 def calibrated():

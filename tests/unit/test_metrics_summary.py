@@ -14,6 +14,8 @@ from uqbench.metrics.ranking import Ranking
 from uqbench.metrics.simulated import simulate_errors
 from uqbench.metrics.summary import Settings, energy_summary, force_summary
 
+pytestmark = pytest.mark.numerics
+
 REQUIRED = ["mae", "rmse", "spearman", "roc_auc_80", "roc_auc_90", "roc_auc_95", "nll", "cnll"]
 SETTINGS = {"quantiles": (0.8, 0.9, 0.95), "levels": (0.5, 0.68, 0.9, 0.95), "bins": 20, "bootstrap": 40}
 SIMULATED = {"ideal_items": 1_000_000, "ideal_draws": 100}

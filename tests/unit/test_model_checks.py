@@ -12,6 +12,8 @@ from uqbench.models import blocks
 from uqbench.models.blocks import Embedding, Initialiser, Linear
 from uqbench.models.potential import Normalisation, Potential
 
+pytestmark = pytest.mark.numerics
+
 FEATURES = 4
 
 

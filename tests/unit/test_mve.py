@@ -13,6 +13,8 @@ from uqbench.training.loop import POINT_LOSSES, train
 from uqbench.uq.base import KCAL_PER_MOL
 from uqbench.uq.likelihoods import HEAD, gaussian_nll
 
+pytestmark = pytest.mark.numerics
+
 LIKELIHOODS = ("vector", "norm")
 
 
@@ -164,7 +166,8 @@ def test_a_warm_up_to_the_end_trains_the_deterministic_model(ethanol, tmp_path):
     for name in plain:
         torch.testing.assert_close(warm[name], plain[name], rtol=1e-9, atol=1e-12)
     history = pd.read_csv(tmp_path / "warm" / "history.csv")
-    assert history.validation_loss.iloc[-1] < history.validation_loss.iloc[0]
+    # Without learning the same frames keep their loss, to rounding.
+    assert history.train_loss.iloc[-1] < 0.99 * history.train_loss.iloc[0], "the head learns as well"
 
 
 @pytest.mark.parametrize("uq", ["mve", "evidential"])

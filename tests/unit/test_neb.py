@@ -24,6 +24,8 @@ from uqbench.figures.paths import Profile, drawing
 from uqbench.oracles.base import Failure, Label, Labels, Oracle
 from uqbench.oracles.calculator import attach
 
+pytestmark = pytest.mark.numerics
+
 SETTINGS = Settings(
     images=9, interpolation="linear", spring=1.0, climb_below=0.5, optimizer="BFGS", fmax=0.005, steps=300
 )

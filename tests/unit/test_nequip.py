@@ -20,6 +20,8 @@ from uqbench.models.blocks import Initialiser
 from uqbench.models.nequip import NequIP
 from uqbench.models.potential import Normalisation, Potential, pair_vectors
 
+pytestmark = pytest.mark.numerics
+
 CUTOFF = 4.0
 SIZES = {
     "even": {"features": 8, "layers": 3, "l_max": 2, "parity": False, "radial_layers": 2, "activation": "silu"},

@@ -20,6 +20,8 @@ from schnetpack.nn import BesselRBF, CosineCutoff, GaussianRBF  # noqa: E402
 from schnetpack.representation import PaiNN as TheirPaiNN  # noqa: E402
 from schnetpack.representation import SchNet as TheirSchNet  # noqa: E402
 
+pytestmark = pytest.mark.numerics
+
 F, LAYERS, BASIS, CUTOFF = 16, 3, 10, 4.0
 
 

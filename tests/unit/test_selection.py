@@ -20,6 +20,8 @@ from uqbench.active.selection import farthest_points
 from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError
 
+pytestmark = pytest.mark.numerics
+
 
 def pack(*frames, energies=None):
     for k, atoms in enumerate(frames):

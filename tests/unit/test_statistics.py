@@ -6,6 +6,8 @@ from scipy import stats
 
 from uqbench.report.statistics import Estimate, Values, difference, estimate, share, share_difference
 
+pytestmark = pytest.mark.numerics
+
 
 def runs(values, samples=None, frames=None):
     samples = [None] * len(values) if samples is None else samples

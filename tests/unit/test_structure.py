@@ -12,6 +12,8 @@ from uqbench.data import distributions
 from uqbench.data.structures import Structures
 from uqbench.errors import DataError
 
+pytestmark = pytest.mark.numerics
+
 SI, O = 14, 8  # noqa: E741
 
 

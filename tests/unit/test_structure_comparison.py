@@ -22,6 +22,8 @@ from uqbench.oracles.base import Labels, Oracle
 from uqbench.oracles.cache import Label
 from uqbench.uq.base import Prediction
 
+pytestmark = pytest.mark.numerics
+
 FEW = {"temperatures": [20], "replicas": 2, "duration_ps": 0.2, "equilibration_ps": 0.05, "reach": 5.0, "bins": 50}
 ARGON = LennardJones(sigma=3.4, epsilon=0.0104, rc=5.0)
 

@@ -1,11 +1,8 @@
-"""The training loop: learning, exact resume, schedules, clipping, several processes, divergence."""
+"""The training loop: learning, exact resume, schedules, clipping, divergence."""
 
 import copy
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -22,6 +19,8 @@ from uqbench.runs.run_dir import load_checkpoint
 from uqbench.training.loop import POINT_LOSSES, Objective, clip_members, epoch_batches, train
 from uqbench.training.schedule import Schedule
 from uqbench.uq.base import KCAL_PER_MOL
+
+pytestmark = pytest.mark.numerics
 
 
 @pytest.fixture
@@ -55,7 +54,8 @@ def assert_equal_runs(a, b):
 def test_training_learns_and_keeps_the_best_epoch(parts, tmp_path):
     history = fit(parts, tmp_path, epochs=12, lr=5e-3)
     assert history.epoch.tolist() == list(range(1, 13))
-    assert history.validation_force_mae.iloc[-1] < 0.7 * history.validation_force_mae.iloc[0]
+    # Without learning the same frames keep their loss, to rounding; with ten seeds it fell to 0.13 to 0.36 of it.
+    assert history.train_loss.iloc[-1] < 0.9 * history.train_loss.iloc[0]
     best = load_checkpoint(tmp_path / "best.pt")
     assert best["epoch"] == history.epoch[history.validation_loss.idxmin()]
     # The history's last column is what the kept weights really give.
@@ -179,15 +179,6 @@ def test_epoch_order_is_a_permutation_that_depends_on_seed_and_epoch():
     assert torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2]) and not torch.equal(orders[0], orders[3])
     assert all(torch.equal(order.sort().values, torch.arange(50)) for order in orders)
-
-
-@pytest.mark.slow
-def test_two_processes_follow_the_curve_of_one(parts, tmp_path):
-    one = fit(parts, tmp_path / "one", batch_size=5, devices=1)
-    two = fit(parts, tmp_path / "two", batch_size=5, devices=2)
-    pd.testing.assert_frame_equal(one, two, rtol=1e-6)
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert all(torch.allclose(a[name].double(), b[name].double(), rtol=1e-4, atol=1e-7) for name in a)
 
 
 def test_non_finite_training_stops_with_one_line(parts, tmp_path):
@@ -327,31 +318,6 @@ def test_all_impossible_settings_are_named_at_once():
     with pytest.raises(ConfigError) as caught:
         short_training(lr=-1.0, epochs=0, factor=2.0)
     assert len(str(caught.value).splitlines()) == 3
-
-
-# ------------------------------------------------------------------------------------------------ kill
-
-
-@pytest.mark.slow
-def test_kill_in_mid_training_changes_nothing(tmp_path):
-    """The command line as a user has it: kill -9, the same command again, the same bits as without the kill."""
-    command = [
-        sys.executable, "-m", "uqbench", "train", "uq.members=2", "dataset.n_train=40", "dataset.n_validation=10",
-        "dataset.n_test=10", "backbone.features=8", "training.epochs=30", "training.checkpoint_seconds=0",
-        "evaluation.bootstrap=0",
-    ]  # fmt: skip
-    subprocess.run([*command, f"outputs={tmp_path / 'whole'}"], check=True, capture_output=True)
-    cut = subprocess.Popen([*command, f"outputs={tmp_path / 'cut'}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not (history := list(tmp_path.glob("cut/**/history.csv"))) or len(history[0].read_text().splitlines()) < 4:
-        assert cut.poll() is None, cut.stderr.read()
-        time.sleep(0.01)
-    cut.send_signal(signal.SIGKILL)
-    cut.communicate()
-    assert len(history[0].read_text().splitlines()) < 31, "the run ended before it was killed"
-    again = subprocess.run([*command, f"outputs={tmp_path / 'cut'}"], check=True, capture_output=True, text=True)
-    (whole,), (cut_run,) = tmp_path.glob("whole/**/best.pt"), tmp_path.glob("cut/**/best.pt")
-    assert_equal_runs(whole.parent, cut_run.parent)
-    assert "Forces" in again.stdout
 
 
 def test_normalisation_of_a_single_molecule_reproduces_its_mean_energy(ethanol):

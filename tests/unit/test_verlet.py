@@ -12,6 +12,8 @@ from uqbench.data.structures import Structures
 from uqbench.data.verlet import VerletList
 from uqbench.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.numerics
+
 CUTOFF = 4.0
 SYSTEMS = {
     "molecule": lambda: molecule("CH3CH2OH"),

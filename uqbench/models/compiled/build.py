@@ -24,7 +24,7 @@ COMPILERS = ("c++", "g++", "clang++")
 # No -ffast-math: it would drop what NaN and infinity mean, for the whole process where the library is loaded.
 FLAGS = (
     "-O3",
-    "-march=native",
+    f"-march={os.environ.get('UQBENCH_MARCH', 'native')}",
     "-std=c++17",
     "-ffp-contract=fast",
     "-fno-math-errno",
