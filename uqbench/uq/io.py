@@ -11,7 +11,9 @@ from omegaconf import DictConfig
 from uqbench import config
 from uqbench.errors import CheckpointError
 from uqbench.models.blocks import Initialiser
-from uqbench.models.potential import Normalisation, Potential
+from uqbench.models.compiled.potential import compile
+from uqbench.models.normalisation import Normalisation
+from uqbench.models.potential import Potential
 from uqbench.runs.checkpoints import BEST, load_best
 from uqbench.runs.run_dir import Run, load_checkpoint
 from uqbench.uq.base import UQMethod
@@ -23,9 +25,10 @@ def build_method(cfg: DictConfig, normalisation: Normalisation) -> UQMethod:
     def build_potential(members: int | None, heads: Mapping[str, int]) -> Potential:
         init = Initialiser(cfg.seed, members)
         backbone = config.build(cfg.backbone, n_species=len(normalisation.elements), init=init)
-        return Potential(
+        potential = Potential(
             backbone, heads=heads, normalisation=normalisation, activation=cfg.backbone.activation, init=init
         )
+        return compile(potential)
 
     return config.build(cfg.uq, build_potential=build_potential)
 
