@@ -24,8 +24,10 @@ from uqbench.data.structures import Structures
 from uqbench.models import compiled
 from uqbench.models.blocks import Initialiser
 from uqbench.models.compiled import allocator
+from uqbench.models.compiled.potential import compile
+from uqbench.models.normalisation import Normalisation
 from uqbench.models.painn import PaiNN
-from uqbench.models.potential import Normalisation, Potential
+from uqbench.models.potential import Potential
 from uqbench.models.schnet import SchNet
 
 FEATURES, LAYERS, RADIAL, CUTOFF = 128, 3, 20, 5.0
@@ -128,7 +130,7 @@ def our_model(kind: str, frames: Structures, members: int | None = None) -> Pote
         backbone = PaiNN(**arguments, radial_basis="bessel", activation="silu")
     else:
         backbone = SchNet(**arguments, radial_basis="gaussian", activation="shifted_softplus")
-    return Potential(backbone, heads={}, normalisation=constants, activation="silu", init=init)
+    return compile(Potential(backbone, heads={}, normalisation=constants, activation="silu", init=init))
 
 
 def peer_model(kind: str) -> torch.nn.Module | None:

@@ -30,7 +30,7 @@ from uqbench.data.graph import GraphSet
 from uqbench.data.structures import Structures
 from uqbench.errors import UqbenchError
 from uqbench.models.compiled.allocator import tune
-from uqbench.models.potential import Normalisation
+from uqbench.models.normalisation import Normalisation
 from uqbench.training.loop import device_of
 from uqbench.uq.io import build_method
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from uqbench import config
 from uqbench.data.graph import GraphSet
 from uqbench.data.structures import Structures
-from uqbench.models.potential import Normalisation
+from uqbench.models.normalisation import Normalisation
 from uqbench.training.loop import Training
 from uqbench.uq.base import UQMethod
 from uqbench.uq.io import build_method

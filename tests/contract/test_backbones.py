@@ -11,7 +11,9 @@ from model_checks import CHECKS, batch_of, check_members, evaluate, known_elemen
 from uqbench.config import build
 from uqbench.errors import ConfigError
 from uqbench.models.blocks import Initialiser
-from uqbench.models.potential import Normalisation, Potential
+from uqbench.models.compiled.potential import compile
+from uqbench.models.normalisation import Normalisation
+from uqbench.models.potential import Potential
 from uqbench.uq.io import build_method
 
 pytestmark = pytest.mark.numerics
@@ -84,7 +86,7 @@ def test_members_equal_single_models_of_the_same_streams(backbone):
     def make(members, first):
         init = Initialiser(3, members, first)
         net = build(cfg.backbone, n_species=len(constants.elements), init=init)
-        return Potential(net, heads={}, normalisation=constants, activation="silu", init=init).double()
+        return compile(Potential(net, heads={}, normalisation=constants, activation="silu", init=init)).double()
 
     check_members(make)
 

@@ -12,7 +12,7 @@ from uqbench import config
 from uqbench.data.sources.zeolite import _distance
 from uqbench.data.structures import check_splits, duplicates_across
 from uqbench.errors import DataError
-from uqbench.models.potential import Normalisation
+from uqbench.models.normalisation import Normalisation
 
 ROOT = os.environ.get("UQBENCH_DATA")
 pytestmark = pytest.mark.skipif(ROOT is None, reason="UQBENCH_DATA is not set: no real data here")

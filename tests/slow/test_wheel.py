@@ -39,5 +39,5 @@ def test_an_installed_wheel_works_outside_the_repository(tmp_path):
     assert "quickstart" in uqbench("train", "--cfg", "job")
     assert str(site) in uqbench("data")  # the embedded data of the wheel, not of the checkout
     assert not list(elsewhere.iterdir())
-    shipped = {path.name for path in (site / "uqbench" / "kernels").iterdir()}
+    shipped = {path.name for path in (site / "uqbench" / "models" / "compiled").iterdir()}
     assert shipped >= {path.name for path in SOURCES}, "without them there are only the slow kernels"

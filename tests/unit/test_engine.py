@@ -2,18 +2,22 @@
 
 import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
+from helpers import small_method
 
 from uqbench.data.graph import GraphSet
 from uqbench.errors import ConfigError, DataError
-from uqbench.models import compiled, potential
+from uqbench.models import compiled
 from uqbench.models.blocks import MLP, Initialiser
-from uqbench.models.compiled import choice, engine
-from uqbench.models.compiled.trust import Trust
+from uqbench.models.compiled import choice, engine, potential
+from uqbench.models.compiled.potential import CompiledPotential, compile
+from uqbench.models.compiled.verification import Verification
+from uqbench.models.normalisation import Normalisation
 from uqbench.models.painn import PaiNN
-from uqbench.models.potential import Normalisation, Potential
+from uqbench.models.potential import Potential
 from uqbench.models.schnet import SchNet
 
 pytestmark = pytest.mark.numerics
@@ -25,7 +29,7 @@ FORCES = {torch.float32: 1e-5, torch.float64: 1e-12}
 @pytest.fixture(autouse=True)
 def native(monkeypatch):
     monkeypatch.setattr(choice, "_mode", choice._mode)
-    for known in ("_evaluations", "_gradients"):
+    for known in ("_results", "_gradients"):
         monkeypatch.setattr(potential, known, copy.deepcopy(getattr(potential, known)))
     try:
         compiled.use("native")
@@ -46,7 +50,8 @@ def build(kind, ethanol, members=None, *, features=24, layers=3, basis="bessel",
         init=init,
     )
     heads = {"variance": 2}
-    model = Potential(backbone, heads=heads, normalisation=constants, activation=activation, init=init)
+    model = compile(Potential(backbone, heads=heads, normalisation=constants, activation=activation, init=init))
+    assert type(model) is CompiledPotential
     # Biases begin as zero, which would hide what is done with them.
     with torch.no_grad():
         for k, parameter in enumerate(model.parameters()):
@@ -55,10 +60,10 @@ def build(kind, ethanol, members=None, *, features=24, layers=3, basis="bessel",
 
 
 def outputs(model, batch, *, stress=False):
-    """What the compiled network and what autograd give; the former is trusted beforehand."""
+    """What the compiled network and what autograd give; the former counts as verified."""
     compiled.use("native")
     compiled_network = model._engine(batch)
-    potential._evaluations.add(compiled_network)
+    potential._results.add(compiled_network)
     found = model(batch, stress=stress)
     compiled.use("torch")
     assert model._engine(batch) is None
@@ -142,10 +147,10 @@ def test_new_weights_count(ethanol):
     equal(*outputs(model, batch), 1e-12)
     model.load_state_dict(build("painn", ethanol[20:]).double().state_dict())
     equal(*outputs(model, batch), 1e-12)
-    twin = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     with torch.no_grad():
-        twin.heads["energy"].layers[1].bias += 1.0
-    equal(*outputs(twin, batch), 1e-12)
+        copied.heads["energy"].layers[1].bias += 1.0
+    equal(*outputs(copied, batch), 1e-12)
     equal(*outputs(model, batch), 1e-12)
 
 
@@ -200,22 +205,22 @@ def test_training_steps_between_evaluations_count(ethanol):
 
 
 @pytest.mark.parametrize("what", ["forces", "energy", "latents", "heads"])
-def test_a_compiled_network_that_is_wrong_is_not_used(what, ethanol, monkeypatch, caplog):
+def test_a_compiled_network_that_is_off_is_not_used(what, ethanol, monkeypatch, caplog):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
     compiled.use("torch")
     expected = model(batch)
     compiled.use("native")
-    right = engine.Engine.__call__
+    exact = engine.Engine.__call__
 
-    def wrong(self, batch, *, virials):
-        found = right(self, batch, virials=virials)
+    def off(self, batch, *, virials):
+        found = exact(self, batch, virials=virials)
         values = getattr(found, what)
         values = [1.01 * value for value in values] if what == "heads" else 1.01 * values
         return dataclasses.replace(found, **{what: values})
 
-    monkeypatch.setattr(potential, "_evaluations", Trust("results"))
-    monkeypatch.setattr(engine.Engine, "__call__", wrong)
+    monkeypatch.setattr(potential, "_results", Verification("results"))
+    monkeypatch.setattr(engine.Engine, "__call__", off)
     for _ in range(2):
         equal(model(batch), expected, 1e-12)
     assert len(caplog.messages) == 1 and "painn in torch" in caplog.text and "off by" in caplog.text
@@ -263,10 +268,10 @@ def another_child(model):
 def test_a_network_of_the_same_sizes_that_computes_something_else_is_not_taken_for_the_plain_one(
     change, training, ethanol
 ):
-    """The plain network is known to be right in this process when the other one comes along."""
+    """The plain network is verified in this process when the other one comes along."""
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     plain, other = (build("painn", ethanol).double().train(training) for _ in range(2))
-    trust_gradients(plain, batch)
+    verified_gradients(plain, batch)
     assert other._engine(batch) is not None, "the plain network is compiled"
     change(other.train(training))
     torch.manual_seed(0)
@@ -280,7 +285,7 @@ def test_a_network_of_the_same_sizes_that_computes_something_else_is_not_taken_f
     assert other._engine(batch) is None
 
 
-def test_networks_that_differ_in_a_flag_alone_are_judged_apart(ethanol):
+def test_networks_that_differ_in_a_flag_alone_are_verified_apart(ethanol):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     first, second, third = (build("painn", ethanol).double() for _ in range(3))
     second.backbone.basis.cutoff = 3.9  # of the envelope alone, which no size tells
@@ -332,7 +337,7 @@ def gradients(model, batch, mode, *, order=1):
     return output.energy.detach(), output.forces.detach(), *found
 
 
-def trust_gradients(model, batch):
+def verified_gradients(model, batch):
     compiled.use("native")
     compiled_network = model._engine(batch, gradient=True)
     assert compiled_network is not None
@@ -350,7 +355,7 @@ def same(found, expected, tolerance):
 def test_its_gradient_is_autograds(features, members, dtype, ethanol):
     model = build("painn", ethanol, members, features=features).to(dtype)
     batch = GraphSet(ethanol[:3], 4.0, dtype=dtype).batch([0, 1, 2])
-    trust_gradients(model, batch)
+    verified_gradients(model, batch)
     # A gradient by a parameter is a sum over all pairs and atoms, whose terms cancel.
     tolerance = {torch.float32: 1e-3, torch.float64: 1e-11}[dtype]
     same(gradients(model, batch, "native"), gradients(model, batch, "torch"), tolerance)
@@ -362,14 +367,14 @@ def test_its_gradient_is_autograds(features, members, dtype, ethanol):
 def test_the_gradient_of_every_choice_of_its_parts(basis, activation, layers, ethanol):
     model = build("painn", ethanol, layers=layers, basis=basis, activation=activation).double()
     batch = GraphSet(ethanol[:2], 4.0, dtype=torch.float64).batch([0, 1])
-    trust_gradients(model, batch)
+    verified_gradients(model, batch)
     same(gradients(model, batch, "native"), gradients(model, batch, "torch"), 1e-11)
 
 
 def test_derivatives_of_higher_order_are_left_to_autograd(ethanol):
     model = build("painn", ethanol, 2, features=6).double()
     batch = GraphSet(ethanol[:2], 4.0, dtype=torch.float64).batch([0, 1])
-    trust_gradients(model, batch)
+    verified_gradients(model, batch)
     for order in (2, 3):
         found, expected = (gradients(model, batch, mode, order=order) for mode in ("native", "torch"))
         same(found, expected, 1e-9)
@@ -382,7 +387,7 @@ def test_the_gradient_of_a_small_cell_with_images(ethanol):
     batch = GraphSet(type(ethanol).from_atoms([atoms], origin="crystal"), 4.0, dtype=torch.float64).batch([0])
     assert (batch.first == batch.second).any()
     model = build("painn", ethanol).double()
-    trust_gradients(model, batch)
+    verified_gradients(model, batch)
     same(gradients(model, batch, "native"), gradients(model, batch, "torch"), 1e-11)
 
 
@@ -391,7 +396,7 @@ def test_the_gradient_of_atoms_without_neighbours(ethanol):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     nothing = batch.first[:0]
     lonely = dataclasses.replace(batch, first=nothing, second=nothing, shifts=batch.shifts[:0])
-    trust_gradients(model, lonely)
+    verified_gradients(model, lonely)
     found, expected = gradients(model, lonely, "native"), gradients(model, lonely, "torch")
     same(found, expected, 1e-11)
     assert not found[2].any() and any(gradient.any() for gradient in found[3:])
@@ -401,7 +406,7 @@ def test_only_what_is_wanted_is_differentiated(ethanol):
     """Some parameters frozen, all frozen, and cotangents of some results only."""
     model = build("painn", ethanol, 2).double()
     batch = GraphSet(ethanol[:2], 4.0, dtype=torch.float64).batch([0, 1])
-    trust_gradients(model, batch)
+    verified_gradients(model, batch)
     for kept in ("embedding", "filters.weight", "mixings.1.context", "heads.energy", "nothing"):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(kept in name)
@@ -423,7 +428,7 @@ def test_threads_do_not_change_a_bit_of_the_gradient(ethanol):
     before = torch.get_num_threads()
     for members in (None, 3):
         model, found = build("painn", ethanol, members), []
-        trust_gradients(model, batch)
+        verified_gradients(model, batch)
         try:
             for threads in (1, 2):
                 torch.set_num_threads(threads)
@@ -433,38 +438,38 @@ def test_threads_do_not_change_a_bit_of_the_gradient(ethanol):
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_a_compiled_gradient_that_is_wrong_is_not_used(ethanol, monkeypatch, caplog):
+def test_a_compiled_gradient_that_is_off_is_not_used(ethanol, monkeypatch, caplog):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
-    expected, right = gradients(model, batch, "torch"), engine.Engine.gradient
+    expected, exact = gradients(model, batch, "torch"), engine.Engine.gradient
 
-    def wrong(self, *arguments, **keywords):
-        by_positions, by_weights = right(self, *arguments, **keywords)
+    def off(self, *arguments, **keywords):
+        by_positions, by_weights = exact(self, *arguments, **keywords)
         return by_positions, [1.1 * one for one in by_weights]
 
-    for name, what in (("_evaluations", "results"), ("_gradients", "gradients")):
-        monkeypatch.setattr(potential, name, Trust(what))
-    monkeypatch.setattr(engine.Engine, "gradient", wrong)
+    for name, what in (("_results", "results"), ("_gradients", "gradients")):
+        monkeypatch.setattr(potential, name, Verification(what))
+    monkeypatch.setattr(engine.Engine, "gradient", off)
     for _ in range(2):
         same(gradients(model, batch, "native"), expected, 1e-11)
     assert len(caplog.messages) == 1 and "gradients of the compiled network are off by" in caplog.text
-    # What it says without a gradient is right.
+    # Its results are not off.
     assert model._engine(batch) is not None
 
 
-def test_a_compiled_gradient_is_used_once_it_is_trusted(ethanol, monkeypatch):
+def test_a_compiled_gradient_is_used_once_it_is_verified(ethanol, monkeypatch):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
-    monkeypatch.setattr(potential, "_gradients", Trust("gradients"))
+    monkeypatch.setattr(potential, "_gradients", Verification("gradients"))
     first = gradients(model, batch, "native")
-    monkeypatch.setattr(Potential, "_differentiated", None)
+    monkeypatch.setattr(Potential, "forward", None)
     assert all(torch.equal(a, b) for a, b in zip(first, gradients(model, batch, "native"), strict=True))
 
 
 def test_weights_that_change_before_the_gradient_are_an_error(ethanol):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
-    trust_gradients(model, batch)
+    verified_gradients(model, batch)
     loss = model(batch, create_graph=True).forces.square().sum()
     with torch.no_grad():
         model.backbone.embedding.weight += 1.0
@@ -477,3 +482,43 @@ def test_gradients_of_other_networks_are_left_to_autograd(ethanol):
     model = build("schnet", ethanol).double()
     assert model._engine(batch) is not None and model._engine(batch, gradient=True) is None
     assert model(batch, create_graph=True).forces.requires_grad
+
+
+def plain(ethanol, backbone_type=PaiNN, kind=Potential):
+    constants, init = Normalisation.fit(ethanol), Initialiser(1, None)
+    sizes = {"features": 6, "layers": 2, "radial_functions": 5, "cutoff": 4.0, "n_species": len(constants.elements)}
+    backbone = backbone_type(**sizes, radial_basis="bessel", activation="silu", init=init)
+    return kind(backbone, heads={"variance": 1}, normalisation=constants, activation="silu", init=init)
+
+
+def test_a_compiled_potential_shares_everything_with_the_plain_one(ethanol):
+    first = plain(ethanol)
+    model = compile(first)
+    assert type(model) is CompiledPotential and compile(model) is model
+    assert list(model.state_dict()) == list(first.state_dict())
+    for name, tensor in model.named_parameters():
+        assert tensor is first.get_parameter(name)
+    model.double()
+    assert {p.dtype for p in first.parameters()} == {torch.float64} and first.scale is model.scale
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    outputs(model.eval(), batch)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied._compiled is None and copied.backbone is not model.backbone
+        equal(*outputs(copied, batch), 1e-12)
+    first.load_state_dict(model.state_dict())
+
+
+class Shifted(Potential):
+    """A potential that computes something else."""
+
+
+def test_what_no_compiled_code_repeats_stays_as_it_is(ethanol):
+    for model in (plain(ethanol, kind=Shifted), plain(ethanol, Doubling)):
+        assert compile(model) is model
+    extended = plain(ethanol)
+    extended.backbone.add_module("extra", torch.nn.Dropout(0.5))
+    assert compile(extended) is extended
+
+
+def test_every_method_gets_a_compiled_potential(ethanol):
+    assert type(small_method(ethanol, "painn", "mve").potential) is CompiledPotential

@@ -13,7 +13,8 @@ from uqbench.models import painn as painn_backbone
 from uqbench.models import schnet as schnet_backbone
 from uqbench.models.blocks import Initialiser
 from uqbench.models.compiled import Pairs, Wanted, choice, painn, painn_message, pairs, schnet_message
-from uqbench.models.potential import Normalisation, Potential
+from uqbench.models.normalisation import Normalisation
+from uqbench.models.potential import Potential
 
 pytestmark = pytest.mark.numerics
 
@@ -87,12 +88,6 @@ def body(request, monkeypatch):
     except ConfigError as reason:
         pytest.skip(str(reason))
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def only_messages(monkeypatch):
-    """No compiled network takes the place of the functions."""
-    monkeypatch.setattr(Potential, "_engine", lambda *_, **__: None)
 
 
 @pytest.fixture(params=[2, 4, 1000])

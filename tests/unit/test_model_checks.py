@@ -10,7 +10,8 @@ from torch import nn
 from uqbench.errors import DataError
 from uqbench.models import blocks
 from uqbench.models.blocks import Embedding, Initialiser, Linear
-from uqbench.models.potential import Normalisation, Potential
+from uqbench.models.normalisation import Normalisation
+from uqbench.models.potential import Potential
 
 pytestmark = pytest.mark.numerics
 

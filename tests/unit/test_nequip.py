@@ -18,7 +18,8 @@ from uqbench.errors import ConfigError
 from uqbench.models import nequip as module
 from uqbench.models.blocks import Initialiser
 from uqbench.models.nequip import NequIP
-from uqbench.models.potential import Normalisation, Potential, pair_vectors
+from uqbench.models.normalisation import Normalisation
+from uqbench.models.potential import Potential, pair_vectors
 
 pytestmark = pytest.mark.numerics
 
@@ -235,7 +236,7 @@ import e3nn, numpy, torch
 from ase.build import molecule
 from helpers import graphs_of, small_config
 from uqbench.uq.io import build_method
-from uqbench.models.potential import Normalisation
+from uqbench.models.normalisation import Normalisation
 from uqbench.data.structures import Structures
 
 def state():

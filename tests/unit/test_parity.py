@@ -8,8 +8,10 @@ from ase.build import bulk, molecule
 from uqbench.data.graph import GraphSet
 from uqbench.data.structures import Structures
 from uqbench.models.blocks import Initialiser
+from uqbench.models.compiled.potential import compile
+from uqbench.models.normalisation import Normalisation
 from uqbench.models.painn import PaiNN
-from uqbench.models.potential import Normalisation, Potential
+from uqbench.models.potential import Potential
 from uqbench.models.schnet import SchNet
 
 pytest.importorskip("schnetpack", reason="schnetpack is not installed; benchmarks/README.md says how")
@@ -46,7 +48,7 @@ def ours(kind, elements):
     else:
         backbone = SchNet(**arguments, radial_basis="gaussian", activation="shifted_softplus", n_species=len(elements))
     constants = Normalisation(tuple(elements), (0.0,) * len(elements), 1.0)
-    return Potential(backbone, heads={}, normalisation=constants, activation="silu", init=init).double()
+    return compile(Potential(backbone, heads={}, normalisation=constants, activation="silu", init=init)).double()
 
 
 def theirs(kind):

@@ -17,7 +17,7 @@ from uqbench.cli import main
 from uqbench.errors import CheckpointError, ConfigError, DataError, UqbenchError
 from uqbench.inference.calibration import Calibration
 from uqbench.inference.prediction_set import predict
-from uqbench.models.potential import Normalisation
+from uqbench.models.normalisation import Normalisation
 from uqbench.runs.run_dir import RunDir, save_checkpoint
 from uqbench.uq.io import build_method
 

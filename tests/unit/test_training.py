@@ -12,7 +12,7 @@ from helpers import graphs_of, short_training, small_method
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from uqbench.errors import CheckpointError, ConfigError, TrainingError
-from uqbench.models.potential import Normalisation
+from uqbench.models.normalisation import Normalisation
 from uqbench.runs import signals
 from uqbench.runs.checkpoints import TrainingState
 from uqbench.runs.run_dir import load_checkpoint

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uqbench.errors import ConfigError
+from uqbench.data.graph import COINCIDENT, Batch
+from uqbench.errors import ConfigError, DataError
 from uqbench.models.compiled import Pairs, Wanted
 from uqbench.models.compiled.activation import ACTIVATIONS
 from uqbench.seeding import torch_generator
@@ -87,9 +88,13 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.layers[-1](self.hidden(x))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return the last hidden layer after its activation, (..., N, widths[-2])."""
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
-        return self.layers[-1](x)
+        return x
 
     def weights(self) -> list[Tensor]:
         """Return weight and bias of each layer."""
@@ -195,6 +200,22 @@ class Geometry:
     species: Tensor
     pairs: Pairs
     wanted: Wanted
+
+    @classmethod
+    def of(cls, batch: Batch, vectors: Tensor, species: Tensor, members: int) -> Geometry:
+        """Return the geometry of pair vectors ([M,] P, 3), Å; raises DataError for coincident atoms."""
+        distances = torch.linalg.vector_norm(vectors, dim=-1)
+        if len(batch.first):
+            require_apart(float(distances.detach().min()))
+        pairs = Pairs(batch.first, batch.second, len(batch.numbers), members)
+        return cls(distances, vectors / distances.unsqueeze(-1), species, pairs, Wanted())
+
+
+def require_apart(closest: float) -> None:
+    """Raise DataError if this, the shortest distance between two atoms in Å, is that of coincident ones."""
+    # The direction between coincident atoms is 0/0: one pair would turn every number of its frame into NaN.
+    if closest < COINCIDENT:
+        raise DataError(f"two atoms of a frame are closer than {COINCIDENT:g} Å: no force is defined there")
 
 
 class Backbone(nn.Module, abc.ABC):

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 from collections.abc import Callable, Mapping
-from itertools import chain
 
-import numpy as np
 import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
-from uqbench.data.graph import COINCIDENT, Batch
-from uqbench.data.structures import Structures
+from uqbench.data.graph import Batch
 from uqbench.errors import DataError
 from uqbench.models.blocks import ACTIVATIONS, MLP, Geometry, Initialiser
-from uqbench.models.compiled import Pairs, Wanted
-from uqbench.models.compiled.choice import compiled
-from uqbench.models.compiled.computation import Computation
-from uqbench.models.compiled.connected import connected
-from uqbench.models.compiled.engine import Engine, Evaluation, Sizes
-from uqbench.models.compiled.trust import Trust, difference, gradient_difference
-from uqbench.models.compiled.watch import Watch
-
-# Compiled networks, and gradients of such, that were compared with autograd in this process.
-_evaluations, _gradients = Trust("results"), Trust("gradients")
-# Attributes of a potential that are made anew whenever they are needed.
-CACHES = frozenset({"_compiled", "_computation"})
+from uqbench.models.normalisation import Normalisation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,51 +33,48 @@ class Output:
     heads: dict[str, Tensor]
     stress: Tensor | None = None
 
+    def detach(self) -> Output:
+        """Return the same values outside of autograd's graph."""
+        heads = {name: value.detach() for name, value in self.heads.items()}
+        stress = None if self.stress is None else self.stress.detach()
+        return Output(self.energy.detach(), self.forces.detach(), self.latents.detach(), heads, stress)
 
-@dataclasses.dataclass(frozen=True)
-class Normalisation:
-    """Constants fitted on training labels that bring the network's output to unit scale.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """What the last layer of the energy acts on; a leading member axis M where the potential has one.
+
+    With w = `Potential.readout` ([M,] p): energy = constant + summed · w, and forces = `feature_gradients` w.
 
     Attributes:
-        elements: atomic numbers that the potential knows, ascending.
-        references: energy of one atom of each element, eV.
-        scale: eV; root mean square of the force components (times 1 Å).
+        latents: ξ ([M,] N, F).
+        hidden: h ([M,] N, p), the energy head's last hidden layer after its activation; no unit.
+        summed: f = scale · Σ_i h_i over the atoms of each structure, ([M,] S, p) eV, float64.
+        constant: Σ_i [ reference(Z_i) + scale · bias of the last layer ], ([M,] S) eV, float64.
     """
 
-    elements: tuple[int, ...]
-    references: tuple[float, ...]
-    scale: float
+    latents: Tensor
+    hidden: Tensor
+    summed: Tensor
+    constant: Tensor
 
-    @classmethod
-    def fit(cls, structures: Structures) -> Normalisation:
-        """Fit reference energies by least squares on the composition, and the scale from the forces.
 
-        The minimum-norm solution is taken where compositions do not determine the references (a single molecule).
-        """
-        elements = structures.elements
-        species = np.searchsorted(elements, structures.numbers)
-        frame = np.repeat(np.arange(len(structures)), structures.n_atoms)
-        composition = np.zeros((len(structures), len(elements)))
-        np.add.at(composition, (frame, species), 1)
-        references = np.linalg.lstsq(composition, structures.energies, rcond=None)[0]
-        scale = float(np.sqrt(np.mean(structures.forces**2)))
-        if not scale > 0:
-            raise DataError(f"{structures.origin}: all training forces are zero, there is nothing to learn")
-        return cls(tuple(elements), tuple(references.tolist()), scale)
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Normalisation:
-        """Take the constants from a potential's state dict; raises KeyError when it is not one."""
-        elements = state["species_of_element"].ge(0).nonzero().flatten()
-        order = state["species_of_element"][elements].argsort()
-        return cls(tuple(elements[order].tolist()), tuple(state["references"].tolist()), float(state["scale"]))
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Trunk:
+    positions: Tensor
+    geometry: Geometry
+    latents: Tensor
+    hidden: Tensor
 
 
 class Potential(nn.Module):
     """Energies, forces and stresses of a batch from a backbone and its heads.
 
-    E = Σ_i [ reference(Z_i) + scale · head(ξ_i) ] and F = -∂E/∂x, differentiated here and nowhere else. A strain ε
-    changes every pair vector r by ε r and nothing else: the stress is ∂E/∂ε / V = Σ_pairs (∂E/∂r) rᵀ / V.
+    E = Σ_i [ reference(Z_i) + scale · head(ξ_i) ] and F = -∂E/∂x. A strain ε changes every pair vector r by ε r and
+    nothing else: the stress is ∂E/∂ε / V = Σ_pairs (∂E/∂r) rᵀ / V.
+
+    The energy's head ends in a linear layer: `features`, `feature_gradients` and `linear_heads` give what it acts on,
+    and energies and forces with other weights in its place. A member axis, where there is one, is on all of them.
 
     Args:
         backbone: module that maps a `Geometry` to latents; has `features` and `cutoff`.
@@ -101,8 +83,6 @@ class Potential(nn.Module):
         activation: of the heads' hidden layer.
         init: source of the initial parameters; sets the member axis.
     """
-
-    repeated_by_compiled_code = True
 
     def __init__(
         self,
@@ -115,8 +95,6 @@ class Potential(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.members, self.activation = backbone, init.members, activation
-        self._compiled: tuple[Watch, Engine] | None = None
-        self._computation: Computation | None = None
         width = backbone.features
         self.heads = nn.ModuleDict(
             {
@@ -130,14 +108,6 @@ class Potential(nn.Module):
         self.register_buffer("references", torch.tensor(normalisation.references, dtype=torch.float64))
         self.register_buffer("scale", torch.tensor(normalisation.scale))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
-        self._forget()
-        # The references follow the model to another device, but stay in float64 when it becomes float32.
-        exact = self.references
-        super()._apply(fn, recurse)
-        self.references = exact.to(self.references.device)
-        return self
-
     def forward(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Output:
         """Evaluate a batch.
 
@@ -145,23 +115,8 @@ class Potential(nn.Module):
         `batch.positions` requires a gradient, by the positions. Raises DataError for an unknown element and for
         coincident atoms.
         """
-        engine = None if create_graph and stress else self._engine(batch, gradient=create_graph)
-        found = None if engine is None else engine(batch, virials=stress)
-        if found is None:
-            return self._differentiated(batch, create_graph, stress)
-        _check_distance(found.closest)
-        output = self._connected(engine, found, batch) if create_graph else self._output(found, batch)
-        if (_gradients if output.forces.requires_grad else _evaluations).right(engine):
-            return output
-        return self._checked(engine, batch, output, self._differentiated(batch, create_graph, stress))
-
-    def _differentiated(self, batch: Batch, create_graph: bool, stress: bool) -> Output:
         with torch.enable_grad():
-            positions = batch.positions
-            if self.members is not None:
-                positions = positions.expand(self.members, *positions.shape)
-            if not (create_graph and positions.requires_grad):
-                positions = positions.detach().clone().requires_grad_(True)
+            positions = self._positions(batch, create_graph)
             vectors = pair_vectors(batch, positions)
             geometry = self._geometry(batch, vectors)
             latents = self.backbone(geometry)
@@ -174,103 +129,110 @@ class Potential(nn.Module):
             geometry.wanted.positions = batch.positions.requires_grad
             heads = {name: head(latents) for name, head in self.heads.items() if name != "energy"}
             stresses = _stress(batch, vectors, by_vectors[0]) if stress else None
-        output = Output(self._energy(batch, atomic), -gradient, latents, heads, stresses)
-        return output if create_graph else _detached(output)
+            energy = self._per_structure(batch, atomic.double() + self._references(batch))
+        output = Output(energy, -gradient, latents, heads, stresses)
+        return output if create_graph else output.detach()
 
-    def _engine(self, batch: Batch, *, gradient: bool = False) -> Engine | None:
-        """Return the network with its present weights as compiled code; None where that is not to be had."""
-        library = compiled(batch.positions)
-        if self._computation is None:
-            self._computation = Computation(self, ignored=CACHES)
-        if library is None or not self._computation.known:
-            return None
-        # Fused optimisers and writes to `.data` make no new version: a model in training is laid out anew every time.
-        if self._compiled is None or self.training or not self._compiled[0].unchanged():
-            if self.scale.dtype != batch.positions.dtype:
-                return None
-            self._compiled = Watch(self), self._compile(library)
-        engine = self._compiled[1]
-        if engine.dtype != batch.positions.dtype or _evaluations.wrong(engine):
-            return None
-        return None if gradient and (not engine.differentiable or _gradients.wrong(engine)) else engine
+    @property
+    def readout(self) -> Tensor:
+        """Weights w of the energy's last layer, ([M,] p), no unit."""
+        return self.heads["energy"].layers[-1].weight.squeeze(-1)
 
-    def _compile(self, library: ctypes.CDLL) -> Engine:
-        backbone, (energy, *others) = self.backbone, self.heads.values()
-        sizes = Sizes(
-            channels=backbone.features,
-            hidden=energy.layers[0].weight.shape[-1],
-            heads=tuple(head.layers[-1].weight.shape[-1] for head in others),
-            cutoff=backbone.cutoff,
-            head_activation=self.activation,
-            computation=self._computation.description,
-            **backbone.description,
-        )
-        weights = [*backbone.weights(), *(weight for head in self.heads.values() for weight in head.weights())]
-        constants = {"species_of_element": self.species_of_element, "references": self.references}
-        return Engine(library, sizes, self.members, weights, scale=float(self.scale), **constants)
+    def features(self, batch: Batch, *, latents: Tensor | None = None, create_graph: bool = False) -> Features:
+        """Return what the energy's last layer acts on.
 
-    def _output(self, found: Evaluation, batch: Batch) -> Output:
-        stresses = None if found.virials is None else _per_volume(found.virials, batch)
-        names = [name for name in self.heads if name != "energy"] if found.heads else ()
-        heads = dict(zip(names, found.heads, strict=True))
+        Args:
+            batch: the structures.
+            latents: of this batch from `forward`, ([M,] N, F), which saves the pass through the backbone.
+            create_graph: as in `forward`; given latents bring the graph that they have.
+        """
+        with torch.set_grad_enabled(create_graph):
+            if latents is None:
+                latents = self._trunk(batch, create_graph).latents
+            return self._features(batch, latents, self.heads["energy"].hidden(latents))
+
+    def feature_gradients(self, batch: Batch, *, create_graph: bool = False) -> Tensor:
+        """Return G_i = -∂f/∂x_i, with f of the atom's own structure, ([M,] N, 3, p) eV/Å.
+
+        Σ_i G_i = 0 over a structure. It takes one pass forward and p backward; `create_graph` is as in `forward`.
+        """
+        with torch.enable_grad():
+            trunk = self._trunk(batch, create_graph)
+            forces = self._forces(trunk, _unit(self.readout), create_graph).movedim(0, -1)
+        return forces if create_graph else forces.detach()
+
+    def linear_heads(
+        self, batch: Batch, weights: Tensor, biases: Tensor | None = None, *, create_graph: bool = False
+    ) -> Output:
+        """Evaluate K energies, each with a last layer of its own on the common features, and the forces of each.
+
+        It takes one pass forward and min(K, p) backward, for each head or for each feature.
+
+        Args:
+            batch: the structures.
+            weights: (K, [M,] p) in place of `readout`, no unit.
+            biases: (K, [M]) of the last layers, no unit; None for that of the model in all of them.
+            create_graph: as in `forward`; weights and biases may require a gradient too.
+
+        Returns:
+            energy (K, [M,] S) and forces (K, [M,] N, 3); latents and further heads as in `forward`, without the axis K.
+        """
+        with torch.enable_grad():
+            trunk = self._trunk(batch, create_graph)
+            features = self._features(batch, trunk.latents, trunk.hidden, biases)
+            energy = features.constant + (features.summed @ weights.double().unsqueeze(-1)).squeeze(-1)
+            weights = weights.to(trunk.hidden.dtype)
+            if len(weights) <= weights.shape[-1]:
+                forces = self._forces(trunk, weights, create_graph)
+            else:
+                gradients = self._forces(trunk, _unit(self.readout), create_graph)
+                forces = torch.einsum("p...ax,k...p->k...ax", gradients, weights)
+            heads = {name: head(trunk.latents) for name, head in self.heads.items() if name != "energy"}
+        output = Output(energy, forces, trunk.latents, heads)
+        return output if create_graph else output.detach()
+
+    def _trunk(self, batch: Batch, create_graph: bool) -> _Trunk:
+        positions = self._positions(batch, create_graph)
+        geometry = self._geometry(batch, pair_vectors(batch, positions))
+        latents = self.backbone(geometry)
+        # Passes by the positions say so themselves; others come from a loss, as in `forward`.
+        geometry.wanted.positions = batch.positions.requires_grad
+        return _Trunk(positions, geometry, latents, self.heads["energy"].hidden(latents))
+
+    def _features(self, batch: Batch, latents: Tensor, hidden: Tensor, biases: Tensor | None = None) -> Features:
+        biases = self.heads["energy"].layers[-1].bias.squeeze(-1) if biases is None else biases
+        scale, references = self.scale.double(), self._per_structure(batch, self._references(batch))
+        summed = hidden.new_zeros(*hidden.shape[:-2], len(batch), hidden.shape[-1], dtype=torch.float64)
+        summed = summed.index_add(-2, batch.system, hidden.double() * scale)
+        constant = references + scale * biases.double().unsqueeze(-1) * batch.n_atoms
+        return Features(latents, hidden, summed, constant)
+
+    def _forces(self, trunk: _Trunk, weights: Tensor, create_graph: bool) -> Tensor:
+        """Return -∂(scale Σ_i w_k · h_i)/∂x for each of the weights (K, [M,] p): (K, [M,] N, 3)."""
+        # One pass after the other: custom functions know no batched cotangents.
+        forces = []
+        for cotangent in (-self.scale * weights).unsqueeze(-2).unbind(0):
+            with trunk.geometry.wanted.only_positions():
+                forces += torch.autograd.grad(
+                    trunk.hidden,
+                    trunk.positions,
+                    cotangent.expand_as(trunk.hidden),
+                    retain_graph=True,
+                    create_graph=create_graph,
+                )
+        return torch.stack(forces)
+
+    def _positions(self, batch: Batch, create_graph: bool) -> Tensor:
+        """Return positions ([M,] N, 3) that require a gradient: the caller's own if theirs is wanted, else a copy."""
+        positions = batch.positions
         if self.members is not None:
-            return Output(found.energy, found.forces, found.latents, heads, stresses)
-        heads = {name: value[0] for name, value in heads.items()}
-        return Output(
-            found.energy[0], found.forces[0], found.latents[0], heads, None if stresses is None else stresses[0]
-        )
+            positions = positions.expand(self.members, *positions.shape)
+        if create_graph and positions.requires_grad:
+            return positions
+        return positions.detach().clone().requires_grad_(True)
 
-    def _connected(self, engine: Engine, found: Evaluation, batch: Batch) -> Output:
-        """Return what the compiled network has found as a function of positions and parameters."""
-
-        def again(positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            output = self._differentiated(batch.with_positions(positions), True, False)
-            results = output.energy, output.forces, output.latents
-            return results if self.members is not None else tuple(result.unsqueeze(0) for result in results)
-
-        weights = [*self.backbone.weights(), *self.heads["energy"].weights()]
-        results = connected(engine, found, batch, weights, again)
-        energy, forces, latents = results if self.members is not None else (result[0] for result in results)
-        heads = {name: head(latents) for name, head in self.heads.items() if name != "energy"}
-        return Output(energy, forces, latents, heads)
-
-    def _checked(self, engine: Engine, batch: Batch, found: Output, expected: Output) -> Output:
-        """Return the right one of the two, and trust or distrust networks like this one from now on."""
-        forces = float(expected.forces.detach().abs().max()) + float(self.scale)
-        others = [expected.latents, *expected.heads.values()]
-        right = _evaluations.judge(
-            engine,
-            difference(
-                [found.forces, found.energy, found.latents, *(found.heads[name] for name in expected.heads)],
-                [expected.forces, expected.energy, *others],
-                [forces, forces * len(batch.numbers), *(1 + float(other.detach().abs().max()) for other in others)],
-            ),
-        )
-        if right and found.forces.requires_grad:
-            results = [(output.energy, output.forces, output.latents) for output in (found, expected)]
-            weights = self.backbone.parameters(), self.heads["energy"].parameters()
-            inputs = [x for x in (batch.positions, *chain(*weights)) if x.requires_grad]
-            right = _gradients.judge(engine, gradient_difference(*results, inputs))
-        return found if right else expected  # also this first time, or else the bits would depend on what ran before
-
-    def train(self, mode: bool = True) -> Potential:
-        """Set the mode of training; what was compiled is forgotten, because fused optimisers do not count versions."""
-        self._forget()
-        return super().train(mode)
-
-    def _forget(self) -> None:
-        self._compiled = self._computation = None
-
-    def __getstate__(self) -> dict:
-        # Pointers into memory mean nothing in a copy.
-        return self.__dict__ | dict.fromkeys(CACHES)
-
-    def _energy(self, batch: Batch, atomic: Tensor) -> Tensor:
-        reference = self.references[self.species_of_element[batch.numbers]]
-        # Summed in float64: the references are thousands of eV, the accuracy wanted is below 1 meV.
-        total = atomic.double() + reference
-        energy = total.new_zeros(*total.shape[:-1], len(batch))
-        return energy.index_add(-1, batch.system, total)
+    def _geometry(self, batch: Batch, vectors: Tensor) -> Geometry:
+        return Geometry.of(batch, vectors, self._species(batch), self.members or 1)
 
     def _species(self, batch: Batch) -> Tensor:
         species = self.species_of_element[batch.numbers]
@@ -280,19 +242,20 @@ class Potential(nn.Module):
             raise DataError(f"the potential was not trained on {', '.join(unknown)}; it knows {', '.join(known)}")
         return species
 
-    def _geometry(self, batch: Batch, vectors: Tensor) -> Geometry:
-        species = self._species(batch)
-        pairs = Pairs(batch.first, batch.second, len(batch.numbers), self.members or 1)
-        distances = torch.linalg.vector_norm(vectors, dim=-1)
-        if len(pairs):
-            _check_distance(float(distances.detach().min()))
-        return Geometry(distances, vectors / distances.unsqueeze(-1), species, pairs, Wanted())
+    def _references(self, batch: Batch) -> Tensor:
+        # In float64: the references are thousands of eV, the accuracy wanted is below 1 meV.
+        return self.references[self.species_of_element[batch.numbers]]
 
+    def _per_structure(self, batch: Batch, atomic: Tensor) -> Tensor:
+        total = atomic.new_zeros(*atomic.shape[:-1], len(batch))
+        return total.index_add(-1, batch.system, atomic)
 
-def _check_distance(closest: float) -> None:
-    # The direction between coincident atoms is 0/0: one pair would turn every number of its frame into NaN.
-    if closest < COINCIDENT:
-        raise DataError(f"two atoms of a frame are closer than {COINCIDENT:g} Å: no force is defined there")
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
+        # The references follow the model to another device, but stay in float64 when it becomes float32.
+        exact = self.references
+        super()._apply(fn, recurse)
+        self.references = exact.to(self.references.device)
+        return self
 
 
 def pair_vectors(batch: Batch, positions: Tensor) -> Tensor:
@@ -300,18 +263,17 @@ def pair_vectors(batch: Batch, positions: Tensor) -> Tensor:
     return positions.index_select(-2, batch.second) - positions.index_select(-2, batch.first) + batch.shifts
 
 
+def _unit(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+
+
+def per_volume(strain_gradient: Tensor, batch: Batch) -> Tensor:
+    """Return the stress ([M,] S, 3, 3), eV/Å³, from the energy's derivative by the strain, of that shape, eV."""
+    return strain_gradient / torch.linalg.det(batch.cells).abs()[:, None, None]
+
+
 def _stress(batch: Batch, vectors: Tensor, gradient: Tensor) -> Tensor:
     """Return the stress ([M,] S, 3, 3) from pair vectors and the energy's gradient by them, both ([M,] P, 3)."""
     strain_gradient = vectors.new_zeros(*vectors.shape[:-2], len(batch), 3, 3)
     outer = gradient.unsqueeze(-1) * vectors.unsqueeze(-2)
-    return _per_volume(strain_gradient.index_add(-3, batch.system[batch.first], outer), batch)
-
-
-def _per_volume(strain_gradient: Tensor, batch: Batch) -> Tensor:
-    return strain_gradient / torch.linalg.det(batch.cells).abs()[:, None, None]
-
-
-def _detached(output: Output) -> Output:
-    heads = {name: value.detach() for name, value in output.heads.items()}
-    stress = None if output.stress is None else output.stress.detach()
-    return Output(output.energy.detach(), output.forces.detach(), output.latents.detach(), heads, stress)
+    return per_volume(strain_gradient.index_add(-3, batch.system[batch.first], outer), batch)

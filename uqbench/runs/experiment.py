@@ -180,7 +180,7 @@ class Experiment:
                 time.sleep(WAIT_S)
 
     def _train(self, run: RunDir, parts: Mapping[str, Structures], settings: Any, layered: bool) -> None:
-        from uqbench.models.potential import Normalisation
+        from uqbench.models.normalisation import Normalisation
         from uqbench.runs.checkpoints import seconds_trained
         from uqbench.training.loop import train
         from uqbench.uq.io import build_method, plain

@@ -13,7 +13,9 @@ from uqbench import config
 from uqbench.data.structures import Structures
 from uqbench.errors import CheckpointError
 from uqbench.models.blocks import Initialiser
-from uqbench.models.potential import Normalisation, Potential
+from uqbench.models.compiled.potential import compile
+from uqbench.models.normalisation import Normalisation
+from uqbench.models.potential import Potential
 from uqbench.runs import run_dir
 from uqbench.runs.checkpoints import load_best
 from uqbench.runs.files import BEST, LAYER, file_sha256
@@ -51,9 +53,10 @@ def build_method(cfg: DictConfig, normalisation: Normalisation) -> UQMethod:
     def build_potential(members: int | None, heads: Mapping[str, int]) -> Potential:
         init = Initialiser(cfg.seed, members)
         backbone = config.build(cfg.backbone, n_species=len(normalisation.elements), init=init)
-        return Potential(
+        potential = Potential(
             backbone, heads=heads, normalisation=normalisation, activation=cfg.backbone.activation, init=init
         )
+        return compile(potential)
 
     require_family(locate_method(cfg.uq))
     if is_layer(cfg.uq):

@@ -14,7 +14,7 @@ MEMBERS, ATOMS, PAIRS, RADIAL = 2, 5, 19, 3
 CHANNELS = 37  # one or more full vectors of any machine, and a rest
 
 
-def difference(body: Form, reference: Form, dtype: torch.dtype) -> float:
+def kernel_error(body: Form, reference: Form, dtype: torch.dtype) -> float:
     """Return the largest difference over all derivatives up to the second, relative to the largest value of each."""
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randint(ATOMS, (2, PAIRS), generator=generator)

@@ -1,4 +1,4 @@
-"""Which body computes a message: compiled code where it is there and right, plain torch everywhere else."""
+"""Which body computes a message: compiled code where it is there and verified, plain torch everywhere else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uqbench.errors import ConfigError
 from uqbench.models.compiled.build import NoKernels, library
-from uqbench.models.compiled.check import difference
+from uqbench.models.compiled.check import kernel_error
 from uqbench.models.compiled.multilinear import Form
 from uqbench.models.compiled.native import NAMES, forms
 
@@ -66,9 +66,9 @@ def _bodies() -> tuple[dict[str, Form], str | None]:
 def _checked(reference: Form) -> Form:
     body = _bodies()[0].get(reference.name, reference)
     for dtype, tolerance in TOLERANCE.items():
-        error = difference(body, reference, dtype)
+        error = kernel_error(body, reference, dtype)
         if not error < tolerance:
-            wrong = f"the native {reference.name} kernel is off by {error:.1g} in {NAMES[dtype]}"
-            log.warning("kernels in torch, which are slower: %s; please report this", wrong)
+            reason = f"the native {reference.name} kernel is off by {error:.1g} in {NAMES[dtype]}"
+            log.warning("kernels in torch, which are slower: %s; please report this", reason)
             return reference
     return body

@@ -45,7 +45,7 @@ class Sizes:
         heads: output channels of each head but the energy's.
         basis, activation, head_activation: by name.
         cutoff: Å.
-        computation: what the modules say that they compute, see `kernels.computation.description`.
+        computation: what the modules say that they compute, see `computation.description`.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class Sizes:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
+class EngineOutput:
     """What a network computes for a batch, with the member axis M.
 
     Attributes:
@@ -90,7 +90,7 @@ class Engine:
     """A network with fixed weights, ready to be evaluated.
 
     Args:
-        library: of `kernels.build`.
+        library: of `build`.
         sizes: of the network.
         members: length of the weights' member axis, or None where they have none.
         weights: of the backbone, the energy's head and the other heads, in the order of the C code; they are copied.
@@ -150,7 +150,7 @@ class Engine:
         call(fixed)
         fixed.raw = None
 
-    def __call__(self, batch: Batch, *, virials: bool) -> Evaluation | None:
+    def __call__(self, batch: Batch, *, virials: bool) -> EngineOutput | None:
         """Evaluate a batch on the CPU, in this engine's dtype; None where it has an element without a species."""
         arguments, alive = self._arguments(batch)
         members, dtype, atoms = self._members, self.dtype, arguments.atoms
@@ -168,7 +168,7 @@ class Engine:
         del alive
         if arguments.unknown:
             return None
-        return Evaluation(energy, latents, forces, heads, strained, arguments.closest)
+        return EngineOutput(energy, latents, forces, heads, strained, arguments.closest)
 
     def gradient(
         self,

@@ -58,11 +58,12 @@ class Wanted:
     @contextlib.contextmanager
     def only_positions(self) -> Iterator[None]:
         """Within the context, backward passes go to the positions only."""
-        before, self.parameters = self.parameters, False
+        before = self.positions, self.parameters
+        self.positions, self.parameters = True, False
         try:
             yield
         finally:
-            self.parameters = before
+            self.positions, self.parameters = before
 
 
 @dataclasses.dataclass(frozen=True)

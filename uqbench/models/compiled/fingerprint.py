@@ -8,10 +8,10 @@ from operator import attrgetter
 from torch import Tensor, nn
 
 
-class Watch:
-    """Remembers which submodules, parameters and buffers there are, where they are in memory, and their versions.
+class Fingerprint:
+    """Which submodules, parameters and buffers modules have, where these are in memory, and their versions.
 
-    To look again costs some microseconds. What is written past autograd, as fused optimisers and `tensor.data.add_` do,
+    To compare costs some microseconds. What is written past autograd, as fused optimisers and `tensor.data.add_` do,
     is not seen.
     """
 

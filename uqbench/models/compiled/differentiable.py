@@ -9,35 +9,35 @@ from torch import Tensor
 from torch.autograd import Function
 
 from uqbench.data.graph import Batch
-from uqbench.models.compiled.engine import Engine, Evaluation
+from uqbench.models.compiled.engine import Engine, EngineOutput
 
 Results = tuple[Tensor, Tensor, Tensor]
 
 
-def connected(
-    engine: Engine, found: Evaluation, batch: Batch, weights: list[Tensor], again: Callable[[Tensor], Results]
+def differentiable(
+    engine: Engine, result: EngineOutput, batch: Batch, weights: list[Tensor], again: Callable[[Tensor], Results]
 ) -> Results:
-    """Return energy, forces and latents of `found` as a function of positions and weights.
+    """Return energy, forces and latents of `result` as a function of positions and weights.
 
     The first derivatives are the engine's; those of higher order are autograd's.
 
     Args:
-        engine: differentiable.
-        found: what it says about the batch.
+        engine: one with a gradient.
+        result: its output for the batch.
         batch: the positions may require a gradient.
         weights: as given to the engine, without those of heads other than the energy's.
         again: (positions) -> the same results in terms that autograd knows, for the weights as they are.
     """
-    return _Connected.apply(engine, found, batch, again, batch.positions, *weights)
+    return _EngineFunction.apply(engine, result, batch, again, batch.positions, *weights)
 
 
-class _Connected(Function):
+class _EngineFunction(Function):
     @staticmethod
-    def forward(ctx, engine, found, batch, again, positions, *weights):
+    def forward(ctx, engine, result, batch, again, positions, *weights):
         ctx.engine, ctx.batch, ctx.again = engine, batch, again
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(positions, *weights)
-        return found.energy, found.forces, found.latents
+        return result.energy, result.forces, result.latents
 
     @staticmethod
     def backward(ctx, *cotangents):
@@ -51,5 +51,5 @@ class _Connected(Function):
         pairs = [(r, g) for r, g in zip(ctx.again(inputs[0]), cotangents, strict=True) if g is not None]
         wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
         results, given = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(results, wanted, given, create_graph=True, allow_unused=True))
-        return None, None, None, None, *(next(found) if need else None for need in needs)
+        gradients = iter(torch.autograd.grad(results, wanted, given, create_graph=True, allow_unused=True))
+        return None, None, None, None, *(next(gradients) if need else None for need in needs)
