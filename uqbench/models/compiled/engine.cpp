@@ -4,8 +4,8 @@
 #include "engine_schnet.hpp"
 
 #define EXPORT(NAME, T)                                                                                             \
-    extern "C" void engine_painn_##NAME(EngineArguments<T>* a) { evaluate<T, PainnEngine<T>>(*a); }                 \
-    extern "C" void engine_schnet_##NAME(EngineArguments<T>* a) { evaluate<T, SchnetEngine<T>>(*a); }               \
+    extern "C" void engine_painn_##NAME(EngineArguments<T>* a) { evaluate<T, PainnEngine>(*a); }                 \
+    extern "C" void engine_schnet_##NAME(EngineArguments<T>* a) { evaluate<T, SchnetEngine>(*a); }               \
     extern "C" void layout_painn_##NAME(EngineArguments<T>* a) { lay_out<T, PainnWeights<T>>(*a); }                 \
     extern "C" void layout_schnet_##NAME(EngineArguments<T>* a) { lay_out<T, SchnetWeights<T>>(*a); }
 

@@ -1,4 +1,4 @@
-// Energies, forces and virials of a potential, member by member, without autograd.
+// Energies, forces and virials of a potential and, in dual numbers, their derivatives, member by member, without autograd.
 
 #pragma once
 
@@ -23,7 +23,7 @@ struct EngineArguments {
     T* const* head_results;          // for each head but the energy's (M, N, channels)
     double closest;                  // result: shortest distance
     int64_t unknown;                 // result: whether there is an element without a species; then there is nothing else
-    // Of `gradient.hpp`: cotangents (M, S), (M, N, 3) and (M, N, F), and where the derivatives by them go: for each weight
+    // For dual numbers: cotangents (M, S), (M, N, 3) and (M, N, F), and where the derivatives by them go: for each weight
     // of each member, in the order of `raw`, and (M, N, 3); null where there is none or it is not wanted.
     const T *g_energy, *g_forces, *g_latents;
     T* const* by_weights;
@@ -59,103 +59,239 @@ void each_block(int64_t blocks, int threads, Item item) {
     pieces(threads, blocks, 1, [&](int64_t c, int64_t) { item(c); });
 }
 
+// The pairs in numbers N: dual ones change as the positions move, by -g; see dual.hpp.
+template <typename N>
+struct Motion : Pairs<Real<N>> {
+    using T = Real<N>;
+    T *rate = nullptr, *turn = nullptr;  // of the lengths (P,) and directions (P, 3), for dual numbers
+
+    Motion(const EngineArguments<T>& a, const Pairs<T>& pairs, int64_t member, Scratch<T>& scratch) : Pairs<T>(pairs) {
+        if (!IS_DUAL<N>) return;
+        rate = scratch.zeros(a.pairs), turn = scratch.zeros(3 * a.pairs);
+        if (!a.g_forces) return;
+        const T* g = a.g_forces + 3 * member * a.atoms;
+        for (int64_t p = 0; p < a.pairs; ++p) {
+            const T *u = this->u + 3 * p, *g_i = g + 3 * a.first[p], *g_j = g + 3 * a.second[p];
+            for (int x = 0; x < 3; ++x) rate[p] += u[x] * (g_i[x] - g_j[x]);
+            for (int x = 0; x < 3; ++x) turn[3 * p + x] = (g_i[x] - g_j[x] - rate[p] * u[x]) / this->distance[p];
+        }
+    }
+
+    // How fast the length changes.
+    T speed(int64_t p) const { return rate[p]; }
+
+    // What depends on the length, from its value and its derivative by it.
+    N moving(int64_t p, T value, T slope) const {
+        if constexpr (IS_DUAL<N>)
+            return {value, rate[p] * slope};
+        else
+            return value;
+    }
+
+    N length(int64_t p) const { return moving(p, this->distance[p], 1); }
+
+    N direction(int64_t p, int x) const {
+        if constexpr (IS_DUAL<N>)
+            return {this->u[3 * p + x], turn[3 * p + x]};
+        else
+            return this->u[3 * p + x];
+    }
+};
+
 // What both networks have in common: the features' layout, the head, and the way from pairs to forces.
 //
 // Between the messages and the layers, features are cut into blocks of WIDTH channels, (blocks, N, kinds, WIDTH): a
 // message reads and writes the rows of one block only, which lie close together and belong to one thread.
-template <typename T>
+template <typename N, typename Weights>
 class Engine {
+  protected:
+    using T = Real<N>;
+    using V = Many<N>;
+
   public:
     Engine(const EngineArguments<T>& a, const Pairs<T>& pairs, const int64_t* species, int64_t member, int threads)
-        : a_(a), pairs_(pairs), species_(species), member_(member), threads_(threads), n_(a.atoms), f_(a.channels),
-          fp_(padded<T>(a.channels)), blocks_(fp_ / WIDTH<T>), act_(static_cast<Activation>(a.activation)),
-          layout_(a.weights + member * a.weights_of_member, nullptr) {}
+        : a_(a), pairs_(a, pairs, member, scratch_), species_(species), member_(member), threads_(threads), n_(a.atoms),
+          f_(a.channels), fp_(padded<T>(a.channels)), blocks_(fp_ / WIDTH<T>), act_(static_cast<Activation>(a.activation)),
+          by_weights_(IS_DUAL<N> && a.by_weights ? a.by_weights + member * Weights::count(a) : nullptr), weights_(read(a, member)) {}
 
   protected:
-    // Calls body(start, stop, memory for this piece) on pieces of the atoms.
+    // Calls body(start, count, memory for this piece) on pieces of the atoms.
     template <typename Body>
     void each_atom(Body body) const {
         pieces(threads_, n_, ATOM_PIECE, [&](int64_t start, int64_t stop) {
             Scratch<T> scratch;
-            body(start, stop, scratch);
+            body(start, stop - start, scratch);
         });
+    }
+
+    // Calls body(atom, channel) for each vector of channels of so many atoms.
+    template <typename Body>
+    void each(int64_t n, Body body) const {
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t f = 0; f < fp_; f += Simd<T>::lanes) body(i, f);
     }
 
     // For less work, starting threads takes longer than the messages.
     int message_threads() const { return a_.pairs * f_ > 30000 ? threads_ : 1; }
 
-    T* place(T* features, int64_t kinds, int64_t block, int64_t atom) const {
-        return features + (block * n_ + atom) * kinds * WIDTH<T>;
+    // Memory for rows of all atoms that the derivatives by the weights are computed from; null where they are not wanted.
+    T* kept(int64_t rows, int64_t width) { return by_weights_ ? scratch_.take(rows * PARTS<N> * width) : nullptr; }
+
+    // Rows from `start` on of memory for all of them; where there is none, memory for `rows` of them.
+    template <typename Z>
+    static Rows<Z> rows(T* all, int64_t start, int64_t rows, int64_t width, Scratch<T>& scratch) {
+        return {all ? all + start * PARTS<Z> * width : scratch.take(rows * PARTS<Z> * width), width};
     }
 
-    const T* embedding(const T* rows, int64_t atom) const { return rows + species_[atom] * fp_; }
+    T* by_weight(int64_t k) const { return by_weights_ ? by_weights_[k] : nullptr; }
 
-    // Atomic energies, latents and further heads from the last features (n, Fp) of the atoms from `start` on; by_q becomes
-    // the derivative of the energies by the features.
-    void head(const Heads<T>& heads, const T* q, int64_t start, int64_t n, T* by_q, Scratch<T>& scratch) {
+    // Whether derivatives by positions are wanted.
+    bool of_pairs() const { return !IS_DUAL<N> || a_.by_positions; }
+
+    // Rows of WIDTH channels, of an atom's kinds, in blocked features of Z.
+    template <typename Z>
+    Rows<Z> place(T* features, int64_t kinds, int64_t block, int64_t atom) const {
+        return {features + (block * n_ + atom) * kinds * PARTS<Z> * WIDTH<T>, WIDTH<T>};
+    }
+
+    void embed(int64_t start, int64_t n, const Rows<T>& rows) const {
+        for (int64_t i = 0; i < n; ++i)
+            std::memcpy(rows.row(i), weights_.embedding + species_[start + i] * fp_, fp_ * sizeof(T));
+    }
+
+    // Latents and, with values alone, atomic energies and further heads from the last features q of the atoms from `start` on;
+    // by_q becomes the derivative of the energies by the features.
+    void head(const Rows<N>& q, int64_t start, int64_t n, const Rows<N>& by_q, Scratch<T>& scratch) {
         const Activation act = static_cast<Activation>(a_.head_activation);
-        const int64_t hp = padded<T>(a_.hidden), first = member_ * n_ + start;
-        T *slope = scratch.take(n * hp), *a = scratch.take(n * hp), *by = scratch.take(n * hp);
-        for (int64_t k = 0; k < a_.heads; ++k) {
-            const auto& further = heads.further[k];
-            T* out = scratch.take(n * further.out.columns);
-            apply(further.in, q, fp_, slope, hp, n);
-            activate(act, slope, a, n * hp);
-            apply(further.out, a, hp, out, further.out.columns, n);
-            const int64_t channels = a_.channels_of_heads[k];
-            for (int64_t i = 0; i < n; ++i)
-                std::memcpy(a_.head_results[k] + (first + i) * channels, out + i * further.out.columns,
-                            channels * sizeof(T));
+        const Heads<T>& heads = weights_.heads;
+        const int64_t hp = padded<T>(a_.hidden);
+        const Rows<N> slope = rows<N>(nullptr, 0, n, hp, scratch);
+        const Rows<N> a = rows<N>(head_a_, start, n, hp, scratch), by = rows<N>(head_by_, start, n, hp, scratch);
+        if constexpr (!IS_DUAL<N>) further_heads(q, start, n, slope, a, scratch);
+        apply(heads.energy.in, q, slope, n);
+        activate(act, slope, a, n);
+        if constexpr (!IS_DUAL<N>) {
+            const Rows<N> e = rows<N>(nullptr, 0, n, WIDTH<T>, scratch);
+            apply(heads.energy.out, a, e, n);
+            for (int64_t i = 0; i < n; ++i) {
+                atomic_[start + i] = *e.row(i);
+                std::memcpy(a_.latents + ((member_ * n_) + start + i) * f_, q.row(i), f_ * sizeof(T));
+            }
         }
-        T* e = scratch.take(n * WIDTH<T>);
-        apply(heads.energy.in, q, fp_, slope, hp, n);
-        activate(act, slope, a, n * hp);
-        apply(heads.energy.out, a, hp, e, WIDTH<T>, n);
         for (int64_t i = 0; i < n; ++i) {
-            atomic_[start + i] = e[i * WIDTH<T>];
-            std::memcpy(a_.latents + (first + i) * f_, q + i * fp_, f_ * sizeof(T));
+            const N one = by_energy(start + i);
+            for (int64_t f = 0; f < hp; f += Simd<T>::lanes) by.put(i, f, one * vector(heads.energy.out_t.panels + f, 0));
         }
-        const T one = 1;
-        apply(heads.energy.out_t, &one, 0, by, hp, n);
-        chain(slope, by, n * hp);
-        apply(heads.energy.in_t, by, hp, by_q, fp_, n);
+        chain(slope, by, n);
+        apply(heads.energy.in_t, by, by_q, n);
+        if constexpr (IS_DUAL<N>)
+            for (int64_t i = 0; a_.g_latents && i < n; ++i)
+                for (int64_t f = 0; f < f_; ++f) by_q.row(i)[fp_ + f] += a_.g_latents[(member_ * n_ + start + i) * f_ + f];
     }
 
-    // Energies in double precision: the references are thousands of eV. From the derivatives by lengths (P,) and
-    // directions (P, 3; or null) of the energy, forces and virials.
-    void finish(const T* by_distance, const T* by_u) const {
-        double* energies = a_.energies + member_ * a_.systems;
-        for (int64_t s = 0; s < a_.systems; ++s) energies[s] = 0;
-        for (int64_t i = 0; i < n_; ++i) energies[a_.system[i]] += double(atomic_[i]) + a_.references[species_[i]];
-        T *forces = a_.forces + 3 * member_ * n_, *virials = a_.virials ? a_.virials + 9 * member_ * a_.systems : nullptr;
+    // Derivatives by the head's weights, from the one with this number on, with the last features (N, Fp).
+    void head_weights(T* q, int64_t k) {
+        const int64_t hp = padded<T>(a_.hidden);
+        const Rows<N> by_e = {scratch_.zeros(n_ * PARTS<N> * WIDTH<T>), WIDTH<T>};
+        for (int64_t i = 0; i < n_; ++i) by_e.put(i, 0, static_cast<T>(a_.scale) * by_energy(i) * Vector<T>{1});
+        linear_back<N>(threads_, {q, fp_}, f_, {head_by_, hp}, 1, a_.hidden, n_, by_weight(k), by_weight(k + 1));
+        linear_back<N>(threads_, {head_a_, hp}, a_.hidden, by_e, 1, 1, n_, by_weight(k + 2), by_weight(k + 3));
+    }
+
+    // Derivatives by the embedding from those by its rows.
+    void embedding_back(const Rows<T>& by_q) const {
+        T* to = by_weight(0);
+        if (!to) return;
+        std::memset(to, 0, a_.species * f_ * sizeof(T));
+        for (int64_t i = 0; i < n_; ++i)
+            for (int64_t f = 0; f < f_; ++f) to[species_[i] * f_ + f] += by_q.row(i)[f];
+    }
+
+    // From the derivatives of the energy by pairs, (P, columns): the last one by the length, those before by the direction.
+    template <int columns>
+    void finish(const N* by_pair) const {
+        T* forces = IS_DUAL<N> ? a_.by_positions : a_.forces;
+        if (!IS_DUAL<N>) energies();
+        if (!forces) return;
+        forces += 3 * member_ * n_;
+        T* virials = !IS_DUAL<N> && a_.virials ? a_.virials + 9 * member_ * a_.systems : nullptr;
         std::memset(forces, 0, 3 * n_ * sizeof(T));
         if (virials) std::memset(virials, 0, 9 * a_.systems * sizeof(T));
         for (int64_t p = 0; p < a_.pairs; ++p) {
-            const T *u = pairs_.u + 3 * p, d = pairs_.distance[p];
-            T g[3] = {}, along = 0;
-            for (int x = 0; by_u && x < 3; ++x) g[x] = by_u[3 * p + x], along += u[x] * g[x];
+            const N d = pairs_.length(p), u[3] = {pairs_.direction(p, 0), pairs_.direction(p, 1), pairs_.direction(p, 2)};
+            const N* by = by_pair + columns * p;
+            N g[3] = {}, along = {};
+            for (int x = 0; x < columns - 1; ++x) g[x] = by[x], accumulate(along, u[x], g[x]);
             const int64_t i = a_.first[p], j = a_.second[p];
             for (int x = 0; x < 3; ++x) {
-                g[x] = by_distance[p] * u[x] + (g[x] - along * u[x]) / d;
-                forces[3 * i + x] += g[x];
-                forces[3 * j + x] -= g[x];
+                g[x] = by[columns - 1] * u[x] + (g[x] - along * u[x]) / d;
+                // The force is the derivative with its sign turned.
+                const T force = IS_DUAL<N> ? -asked(g[x]) : asked(g[x]);
+                forces[3 * i + x] += force;
+                forces[3 * j + x] -= force;
             }
-            if (virials)
-                for (int x = 0; x < 3; ++x)
+            if constexpr (!IS_DUAL<N>)
+                for (int x = 0; virials && x < 3; ++x)
                     for (int y = 0; y < 3; ++y) virials[9 * a_.system[i] + 3 * x + y] += g[x] * d * u[y];
         }
     }
 
+    // Adds up what the blocks of channels say of `count` numbers.
+    void add_blocks(const N* blocks, int64_t count, N* sums) const {
+        pieces(threads_, count, 4096, [&](int64_t start, int64_t stop) {
+            for (int64_t c = 0; c < blocks_; ++c)
+                for (int64_t k = start; k < stop; ++k) sums[k] += blocks[c * count + k];
+        });
+    }
+
     const EngineArguments<T>& a_;
-    const Pairs<T>& pairs_;
+    Scratch<T> scratch_;
+    Scratch<N> numbers_;
+    const Motion<N> pairs_;
     const int64_t* species_;
     const int64_t member_;
     const int threads_;
     const int64_t n_, f_, fp_, blocks_;
     const Activation act_;
-    Layout<T> layout_;
-    Scratch<T> scratch_;
+    T* const* by_weights_;
+    const Weights weights_;
     T* atomic_ = scratch_.take(a_.atoms);  // energies (N,)
+    // Of the head's hidden layer, for all atoms.
+    T *head_a_ = kept(n_, padded<T>(a_.hidden)), *head_by_ = kept(n_, padded<T>(a_.hidden));
+
+  private:
+    static Weights read(const EngineArguments<T>& a, int64_t member) {
+        Layout<T> layout(a.weights + member * a.weights_of_member, nullptr);
+        return Weights(a, layout);
+    }
+
+    // With which the way back begins for an atom.
+    N by_energy(int64_t atom) const {
+        if constexpr (IS_DUAL<N>)
+            return {1, a_.g_energy ? a_.g_energy[member_ * a_.systems + a_.system[atom]] : 0};
+        else
+            return 1;
+    }
+
+    void further_heads(const Rows<N>& q, int64_t start, int64_t n, const Rows<N>& h, const Rows<N>& a, Scratch<T>& scratch) const {
+        for (int64_t k = 0; k < a_.heads; ++k) {
+            const auto& further = weights_.heads.further[k];
+            const Rows<N> out = rows<N>(nullptr, 0, n, further.out.columns, scratch);
+            apply(further.in, q, h, n);
+            activate(static_cast<Activation>(a_.head_activation), h, a, n);
+            apply(further.out, a, out, n);
+            const int64_t channels = a_.channels_of_heads[k];
+            for (int64_t i = 0; i < n; ++i)
+                std::memcpy(a_.head_results[k] + (member_ * n_ + start + i) * channels, out.row(i), channels * sizeof(T));
+        }
+    }
+
+    // In double precision: the references are thousands of eV.
+    void energies() const {
+        double* energies = a_.energies + member_ * a_.systems;
+        for (int64_t s = 0; s < a_.systems; ++s) energies[s] = 0;
+        for (int64_t i = 0; i < n_; ++i) energies[a_.system[i]] += double(atomic_[i]) + a_.references[species_[i]];
+    }
 };
 
 // Sets the size of a member's weights and, where there is memory for them, lays out those of all members.
@@ -184,9 +320,9 @@ struct Structure {
             if ((a.unknown = s < 0)) return;
             species.push_back(s);
         }
-        const int64_t row = a.radial + enveloped;
-        pairs = {scratch.take(a.pairs), scratch.take(3 * a.pairs), scratch.take(a.pairs * row), scratch.take(a.pairs * row),
-                 curved ? scratch.take(a.pairs * row) : nullptr, scratch.take(a.pairs), scratch.take(a.pairs), row};
+        const int64_t row = enveloped ? a.radial + 1 : padded<T>(a.radial), size = a.pairs * row;
+        pairs = {scratch.take(a.pairs), scratch.take(3 * a.pairs), scratch.zeros(size), scratch.zeros(size),
+                 curved ? scratch.zeros(size) : nullptr, scratch.take(a.pairs), scratch.take(a.pairs), scratch.take(a.pairs), row};
         geometry(a.positions, a.shifts, a.first, a.second, a.pairs, static_cast<Basis>(a.basis), a.radial, a.cutoff,
                  enveloped, pairs, static_cast<int>(a.threads));
         a.closest = std::numeric_limits<double>::infinity();
@@ -204,12 +340,13 @@ void each_member(int64_t members, int64_t all_threads, Body body) {
     for (int64_t m = 0; m < members; ++m) body(m, outer ? 1 : threads);
 }
 
-template <typename T, typename Network>
-void evaluate(EngineArguments<T>& a) {
-    const Structure<T> structure(a, Network::enveloped);
+// Energies and forces with real numbers, and with dual ones their derivatives.
+template <typename N, template <typename> class Network>
+void evaluate(EngineArguments<Real<N>>& a) {
+    const Structure<Real<N>> structure(a, Network<N>::enveloped, IS_DUAL<N> && a.by_positions);
     if (a.unknown) return;
     each_member(a.members, a.threads, [&](int64_t m, int threads) {
-        Network(a, structure.pairs, structure.species.data(), m, threads).evaluate();
+        Network<N>(a, structure.pairs, structure.species.data(), m, threads).evaluate();
     });
 }
 

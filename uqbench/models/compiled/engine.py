@@ -15,7 +15,7 @@ from uqbench.models.compiled.native import entry
 
 BASES = ("bessel", "gaussian")
 ACTIVATIONS = ("silu", "shifted_softplus")
-DIFFERENTIABLE = ("painn",)  # kinds of networks with a compiled gradient
+DIFFERENTIABLE = ("painn", "schnet")  # kinds of networks with a compiled gradient
 
 
 class EngineArguments(ctypes.Structure):

@@ -1,4 +1,4 @@
-// PaiNN for `Engine`: the network of backbones/painn.py and its derivative.
+// PaiNN for `Engine`: the network of backbones/painn.py and its derivatives.
 
 #pragma once
 
@@ -47,17 +47,23 @@ struct PainnWeights {
     }
 };
 
-template <typename T>
-class PainnEngine : Engine<T> {
-    using Base = Engine<T>;
-    using Base::a_, Base::act_, Base::blocks_, Base::each_atom, Base::f_, Base::fp_, Base::n_, Base::pairs_, Base::place,
-        Base::layout_, Base::scratch_, Base::threads_;
+template <typename N>
+class PainnEngine : Engine<N, PainnWeights<Real<N>>> {
+    using Base = Engine<N, PainnWeights<Real<N>>>;
+    using typename Base::T, typename Base::V;
+    using Base::a_, Base::act_, Base::blocks_, Base::by_weight, Base::by_weights_, Base::each, Base::each_atom, Base::f_,
+        Base::fp_, Base::kept, Base::n_, Base::numbers_, Base::of_pairs, Base::pairs_, Base::place, Base::scratch_,
+        Base::threads_, Base::weights_;
 
-    // One layer, and what its way back needs of its way there: all atoms' rows.
+    // One layer, and what its way back needs of its way there: all atoms' rows. Before the messages the first layer has
+    // no rates and no μ.
     struct Layer : PainnWeights<T>::Layer {
-        T *mu, *slope, *x;                       // before the messages: (N, 3, Fp), the MLP's slopes (N, Fp) and results
-        T* z;                                    // senders (blocks, N, 2 or 5, WIDTH)
-        T *vw, *norm, *mixed_slope, *abd;        // (N, 3, 2 Fp), (N, Fp), the MLP's slopes and results
+        int64_t number;
+        T *mu, *slope, *x;                 // before the messages: (N, 3, Fp), the MLP's slopes (N, Fp) and results
+        T* z;                              // senders (blocks, N, 2 or 5, WIDTH)
+        T *vw, *norm, *mixed_slope, *abd;  // (N, 3, 2 Fp), (N, Fp), the MLP's slopes and results
+        T *q, *a, *q2, *mu2, *a2;          // inputs of linear maps, for the derivatives by these; or null
+        int64_t senders() const { return mu ? 5 : 2; }
     };
 
     static constexpr int64_t RECEIVER = 4;
@@ -68,228 +74,296 @@ class PainnEngine : Engine<T> {
     using Base::Base;
 
     void evaluate() {
-        const PainnWeights<T> weights(a_, layout_);
-        for (const auto& layer : weights.layers) layers_.push_back(with_room(layer));
-        state_ = scratch_.take(blocks_ * n_ * RECEIVER * WIDTH<T>);
-        by_z_ = scratch_.take(blocks_ * n_ * 5 * WIDTH<T>);
-        each_atom([&](int64_t start, int64_t stop, Scratch<T>& scratch) {
-            T* q = scratch.take((stop - start) * fp_);
-            for (int64_t i = start; i < stop; ++i) std::memcpy(q + (i - start) * fp_, this->embedding(weights.embedding, i), fp_ * sizeof(T));
-            before_messages(layers_[0], start, stop, q, nullptr, scratch);
+        for (const auto& layer : weights_.layers) layers_.push_back(with_room(layer, layers_.size()));
+        state_ = scratch_.take(blocks_ * n_ * RECEIVER * PARTS<N> * WIDTH<T>);
+        by_z_ = scratch_.take(blocks_ * n_ * 5 * PARTS<N> * WIDTH<T>);
+        by_x_ = kept(n_, 3 * fp_), by_h_ = kept(n_, fp_), by_abd_ = kept(n_, 3 * fp_), by_h2_ = kept(n_, fp_);
+        by_vw_ = kept(n_, 6 * fp_), by_first_ = kept(n_, fp_), last_ = kept(n_, fp_);
+        each_atom([&](int64_t start, int64_t n, Scratch<T>& scratch) {
+            const Rows<T> q = Base::template rows<T>(layers_[0].q, start, n, fp_, scratch);
+            this->embed(start, n, q);
+            before_messages<T>(layers_[0], start, n, q, {}, scratch);
         });
         for (int64_t k = 0; k < a_.layers; ++k) {
             messages(layers_[k]);
-            each_atom([&](int64_t start, int64_t stop, Scratch<T>& scratch) {
-                T *q = scratch.take((stop - start) * fp_), *mu = scratch.take((stop - start) * 3 * fp_);
-                load(start, stop, q, mu);
-                mix(layers_[k], start, stop, q, mu, scratch);
-                if (k < a_.layers - 1) return before_messages(layers_[k + 1], start, stop, q, mu, scratch);
-                T* by_q = scratch.take((stop - start) * fp_);
-                this->head(weights.heads, q, start, stop - start, by_q, scratch);
-                mix_back(layers_[k], start, stop, by_q, mu, scratch);
+            const Layer* next = k < a_.layers - 1 ? &layers_[k + 1] : nullptr;
+            each_atom([&](int64_t start, int64_t n, Scratch<T>& scratch) {
+                const Rows<N> q2 = rows(layers_[k].q2, start, n, fp_, scratch), mu2 = rows(layers_[k].mu2, 3 * start, 3 * n, fp_, scratch);
+                const Rows<N> q = by_weights_ ? rows(next ? next->q : last_, start, n, fp_, scratch) : q2;
+                const Rows<N> mu = next ? rows(next->mu, 3 * start, 3 * n, fp_, scratch) : mu2;
+                load(start, n, q2, mu2);
+                mix(layers_[k], start, n, q2, mu2, q, mu, scratch);
+                if (next) return before_messages<N>(*next, start, n, q, mu, scratch);
+                const Rows<N> by_q = rows(nullptr, start, n, fp_, scratch), by_mu = rows(nullptr, start, 3 * n, fp_, scratch);
+                this->head(q, start, n, by_q, scratch);
+                mix_back(layers_[k], start, n, by_q, by_mu, scratch);
             });
         }
-        by_distance_ = scratch_.zeros(a_.pairs), by_u_ = scratch_.zeros(3 * a_.pairs);
-        by_pair_ = scratch_.take(blocks_ * a_.pairs * 4);
+        if (by_weights_) this->head_weights(last_, 1 + 11 * a_.layers);
+        by_pair_ = numbers_.zeros(a_.pairs * 4);
+        N* by_blocks = of_pairs() ? numbers_.take(blocks_ * a_.pairs * 4) : nullptr;
         for (int64_t k = a_.layers - 1; k >= 0; --k) {
-            messages_back(layers_[k]);
+            const Layer& l = layers_[k];
+            if (by_weights_) mix_weights(l);
+            messages_back(l, by_blocks);
             if (k == 0) break;
-            each_atom([&](int64_t start, int64_t stop, Scratch<T>& scratch) {
-                T *by_q = scratch.take((stop - start) * fp_), *by_mu = scratch.take((stop - start) * 3 * fp_);
-                load(start, stop, by_q, by_mu);
-                before_messages_back(layers_[k], start, stop, by_q, by_mu, scratch);
-                mix_back(layers_[k - 1], start, stop, by_q, by_mu, scratch);
+            each_atom([&](int64_t start, int64_t n, Scratch<T>& scratch) {
+                const Rows<N> by_q = rows(nullptr, start, n, fp_, scratch), by_mu = rows(nullptr, start, 3 * n, fp_, scratch);
+                load(start, n, by_q, by_mu);
+                before_messages_back<N>(l, start, n, by_q, by_mu, scratch);
+                mix_back(layers_[k - 1], start, n, by_q, by_mu, scratch);
             });
+            if (by_weights_) context_weights<N>(l);
         }
-        this->finish(by_distance_, by_u_);
+        if (by_weights_) first_weights(layers_[0]);
+        this->template finish<4>(by_pair_);
     }
 
   private:
-    Layer with_room(const typename PainnWeights<T>::Layer& weights) {
-        Layer l = {weights};
-        const bool first = l.kinds == 2;
-        l.slope = scratch_.take(n_ * fp_), l.x = scratch_.take(n_ * l.kinds * fp_);
-        l.mu = first ? nullptr : scratch_.take(n_ * 3 * fp_);
-        l.z = scratch_.take(blocks_ * n_ * (first ? 2 : 5) * WIDTH<T>);
-        l.vw = scratch_.take(n_ * 6 * fp_), l.norm = scratch_.take(n_ * fp_), l.mixed_slope = scratch_.take(n_ * fp_);
-        l.abd = scratch_.take(n_ * l.parts * fp_);
+    Layer with_room(const typename PainnWeights<T>::Layer& weights, int64_t number) {
+        Layer l = {};
+        static_cast<typename PainnWeights<T>::Layer&>(l) = weights;
+        const int64_t all = n_ * PARTS<N> * fp_, before = number == 0 ? n_ * fp_ : all;
+        l.number = number;
+        l.mu = number == 0 ? nullptr : scratch_.take(3 * all);
+        l.slope = scratch_.take(before), l.x = scratch_.take(l.kinds * before), l.z = scratch_.take(l.senders() * before);
+        l.vw = scratch_.take(6 * all), l.norm = scratch_.take(all), l.mixed_slope = scratch_.take(all);
+        l.abd = scratch_.take(l.parts * all);
+        l.q = kept(n_, fp_), l.a = kept(n_, fp_), l.q2 = kept(n_, fp_), l.mu2 = kept(3 * n_, fp_), l.a2 = kept(n_, fp_);
         return l;
     }
 
-    // Calls body(atom within the piece, first channel) for each vector of channels.
-    template <typename Body>
-    void each(int64_t n, Body body) const {
-        for (int64_t i = 0; i < n; ++i)
-            for (int64_t f = 0; f < fp_; f += Simd<T>::lanes) body(i, f);
+    static Rows<N> rows(T* all, int64_t start, int64_t n, int64_t width, Scratch<T>& scratch) {
+        return Base::template rows<N>(all, start, n, width, scratch);
     }
 
-    static Vector<T>& at(T* features, int64_t f) { return vector(features + f, 0); }
-    static const Vector<T>& at(const T* features, int64_t f) { return vector(features + f, 0); }
-
-    // The vector of channels from f on of one kind of an atom's blocked features.
-    Vector<T>& blocked(T* features, int64_t kinds, int64_t atom, int64_t kind, int64_t f) const {
-        return vector(place(features, kinds, f / WIDTH<T>, atom) + kind * WIDTH<T> + f % WIDTH<T>, 0);
+    // An atom's blocked features that have the channel f, and its place in their rows.
+    template <typename Z>
+    Rows<Z> blocked(T* features, int64_t kinds, int64_t atom, int64_t f) const {
+        return this->template place<Z>(features, kinds, f / WIDTH<T>, atom);
     }
+    static int64_t within(int64_t f) { return f % WIDTH<T>; }
 
-    void load(int64_t start, int64_t stop, T* q, T* mu) const {
-        each(stop - start, [&](int64_t i, int64_t f) {
-            at(q + i * fp_, f) = blocked(state_, RECEIVER, start + i, 0, f);
-            for (int x = 0; x < 3; ++x) at(mu + (3 * i + x) * fp_, f) = blocked(state_, RECEIVER, start + i, 1 + x, f);
-        });
-    }
-
-    void store(int64_t start, int64_t stop, const T* q, const T* mu) const {
-        each(stop - start, [&](int64_t i, int64_t f) {
-            blocked(state_, RECEIVER, start + i, 0, f) = at(q + i * fp_, f);
-            for (int x = 0; x < 3; ++x)
-                blocked(state_, RECEIVER, start + i, 1 + x, f) = mu ? at(mu + (3 * i + x) * fp_, f) : Vector<T>{};
-        });
-    }
-
-    // Senders from the features (n, Fp) and (n, 3, Fp); μ is null, for zero, in the first layer.
-    void before_messages(const Layer& l, int64_t start, int64_t stop, const T* q, const T* mu, Scratch<T>& scratch) const {
-        const int64_t n = stop - start, kinds = mu ? 5 : 2;
-        T *a = scratch.take(n * fp_), *slope = l.slope + start * fp_, *x = l.x + start * l.kinds * fp_;
-        apply(l.context.in, q, fp_, slope, fp_, n);
-        activate(act_, slope, a, n * fp_);
-        apply(l.context.out, a, fp_, x, l.kinds * fp_, n);
-        if (mu) std::memcpy(l.mu + start * 3 * fp_, mu, n * 3 * fp_ * sizeof(T));
+    void load(int64_t start, int64_t n, const Rows<N>& q, const Rows<N>& mu) const {
         each(n, [&](int64_t i, int64_t f) {
-            const T* rsv = x + i * l.kinds * fp_;
-            for (int kind = 0; kind < 2; ++kind) blocked(l.z, kinds, start + i, kind, f) = at(rsv + kind * fp_, f);
-            for (int c = 0; mu && c < 3; ++c)
-                blocked(l.z, kinds, start + i, 2 + c, f) = at(rsv + 2 * fp_, f) * at(mu + (3 * i + c) * fp_, f);
+            const Rows<N> here = blocked<N>(state_, RECEIVER, start + i, f);
+            q.put(i, f, here.at(0, within(f)));
+            for (int x = 0; x < 3; ++x) mu.put(3 * i + x, f, here.at(1 + x, within(f)));
         });
-        store(start, stop, q, mu);
+    }
+
+    template <typename Z>
+    void store(int64_t start, int64_t n, const Rows<Z>& q, const Rows<N>& mu) const {
+        each(n, [&](int64_t i, int64_t f) {
+            const Rows<N> here = blocked<N>(state_, RECEIVER, start + i, f);
+            here.put(0, within(f), q.at(i, f));
+            for (int x = 0; x < 3; ++x)
+                if (mu)
+                    here.put(1 + x, within(f), mu.at(3 * i + x, f));
+                else
+                    here.put(1 + x, within(f), Vector<T>{});
+        });
+    }
+
+    // Senders from the features (n, Fp) and (n, 3, Fp); μ is null, for zero, in the first layer, where Z is real.
+    template <typename Z>
+    void before_messages(const Layer& l, int64_t start, int64_t n, const Rows<Z>& q, const Rows<N>& mu, Scratch<T>& scratch) const {
+        const Rows<Z> a = Base::template rows<Z>(l.a, start, n, fp_, scratch);
+        const Rows<Z> slope = Rows<Z>{l.slope, fp_}.from(start), x = Rows<Z>{l.x, l.kinds * fp_}.from(start);
+        apply(l.context.in, q, slope, n);
+        activate(act_, slope, a, n);
+        apply(l.context.out, a, x, n);
+        each(n, [&](int64_t i, int64_t f) {
+            const Rows<Z> to = blocked<Z>(l.z, l.senders(), start + i, f);
+            for (int kind = 0; kind < 2; ++kind) to.put(kind, within(f), x.at(i, kind * fp_ + f));
+            if constexpr (std::is_same_v<Z, N>)
+                for (int c = 0; mu && c < 3; ++c) to.put(2 + c, within(f), x.at(i, 2 * fp_ + f) * mu.at(3 * i + c, f));
+        });
+        store(start, n, q, mu);
     }
 
     // From derivatives by senders and, in place, by the features after the messages to those by the features before.
-    void before_messages_back(const Layer& l, int64_t start, int64_t stop, T* by_q, T* by_mu, Scratch<T>& scratch) const {
-        const int64_t n = stop - start;
-        T *by_x = scratch.take(n * 3 * fp_), *by_a = scratch.take(n * fp_);
+    template <typename Z>
+    void before_messages_back(const Layer& l, int64_t start, int64_t n, const Rows<Z>& by_q, const Rows<Z>& by_mu, Scratch<T>& scratch) const {
+        const Rows<Z> by_x = Base::template rows<Z>(by_x_, start, n, l.kinds * fp_, scratch);
+        const Rows<Z> by_h = Base::template rows<Z>(by_h_, start, n, fp_, scratch);
+        const Rows<Z> x = Rows<Z>{l.x, l.kinds * fp_}.from(start), mu = Rows<Z>{l.mu, fp_}.from(3 * start);
         each(n, [&](int64_t i, int64_t f) {
-            T* by = by_x + i * 3 * fp_;
-            const T *rsv = l.x + (start + i) * 3 * fp_, *mu = l.mu + (start + i) * 3 * fp_;
-            for (int kind = 0; kind < 2; ++kind) at(by + kind * fp_, f) = blocked(by_z_, 5, start + i, kind, f);
-            Vector<T> by_v = {};
+            const Rows<Z> by = blocked<Z>(by_z_, l.senders(), start + i, f);
+            for (int kind = 0; kind < 2; ++kind) by_x.put(i, kind * fp_ + f, by.at(kind, within(f)));
+            if (!mu) return;
+            Many<Z> by_v = {};
             for (int c = 0; c < 3; ++c) {
-                const Vector<T> by_p = blocked(by_z_, 5, start + i, 2 + c, f);
-                by_v += by_p * at(mu + c * fp_, f);
-                at(by_mu + (3 * i + c) * fp_, f) += at(rsv + 2 * fp_, f) * by_p;
+                const Many<Z> by_p = by.at(2 + c, within(f));
+                accumulate(by_v, by_p, mu.at(3 * i + c, f));
+                by_mu.accumulate_at(3 * i + c, f, x.at(i, 2 * fp_ + f), by_p);
             }
-            at(by + 2 * fp_, f) = by_v;
+            by_x.put(i, 2 * fp_ + f, by_v);
         });
-        apply(l.context.out_t, by_x, 3 * fp_, by_a, fp_, n);
-        chain(l.slope + start * fp_, by_a, n * fp_);
-        apply(l.context.in_t, by_a, fp_, by_q, fp_, n, true);
+        apply(l.context.out_t, by_x, by_h, n);
+        chain(Rows<Z>{l.slope, fp_}.from(start), by_h, n);
+        apply(l.context.in_t, by_h, by_q, n, true);
+    }
+
+    template <typename Z>
+    void context_weights(const Layer& l) const {
+        const int64_t k = 3 + 11 * l.number;
+        const Rows<Z> by_h = {by_h_, fp_}, by_x = {by_x_, l.kinds * fp_};
+        linear_back<Z>(threads_, {l.q, fp_}, f_, by_h, 1, f_, n_, by_weight(k), by_weight(k + 1));
+        linear_back<Z>(threads_, {l.a, fp_}, f_, by_x, l.kinds, f_, n_, by_weight(k + 2), by_weight(k + 3));
+    }
+
+    // Derivatives by the weights before the first messages.
+    void first_weights(const Layer& l) const {
+        each_atom([&](int64_t start, int64_t n, Scratch<T>& scratch) {
+            const Rows<T> by_q = Rows<T>{by_first_, fp_}.from(start);
+            each(n, [&](int64_t i, int64_t f) {
+                by_q.put(i, f, asked(blocked<N>(state_, RECEIVER, start + i, f).at(0, within(f))));
+            });
+            before_messages_back<T>(l, start, n, by_q, {}, scratch);
+        });
+        context_weights<T>(l);
+        this->embedding_back({by_first_, fp_});
     }
 
     template <int KINDS>
-    PainnPairs<T, KINDS> of_block(const Layer& l, int64_t block) const {
+    PainnPairs<N, KINDS> of_block(const Layer& l, int64_t block) const {
         const int64_t size = l.filters.inner * WIDTH<T>;
         return {a_, pairs_, l.filters.panels + block * size, blocks_ * size};
     }
 
+    T* senders(const Layer& l, T* z, int64_t block) const {
+        return l.mu ? this->template place<N>(z, 5, block, 0).data : this->template place<T>(z, 2, block, 0).data;
+    }
+    T* receivers(int64_t block) const { return this->template place<N>(state_, RECEIVER, block, 0).data; }
+
     void messages(const Layer& l) const {
         each_block(blocks_, this->message_threads(), [&](int64_t c) {
-            T* out = place(state_, RECEIVER, c, 0);
             if (l.mu)
-                of_block<3>(l, c).message(place(l.z, 5, c, 0), out);
+                of_block<3>(l, c).message(senders(l, l.z, c), receivers(c));
             else
-                of_block<2>(l, c).message(place(l.z, 2, c, 0), out);
+                of_block<2>(l, c).message(senders(l, l.z, c), receivers(c));
         });
     }
 
-    void messages_back(const Layer& l) const {
+    void messages_back(const Layer& l, N* by_blocks) const {
         each_block(blocks_, this->message_threads(), [&](int64_t c) {
-            T *g = place(state_, RECEIVER, c, 0), *by_pair = by_pair_ + c * 4 * a_.pairs, *by_z = place(by_z_, 5, c, 0);
-            if (!l.mu) return of_block<2>(l, c).pullback(place(l.z, 2, c, 0), g, nullptr, by_pair);
-            std::memset(by_z, 0, n_ * 5 * WIDTH<T> * sizeof(T));
-            of_block<3>(l, c).pullback(place(l.z, 5, c, 0), g, by_z, by_pair);
+            T *z = senders(l, l.z, c), *g = receivers(c), *by_z = l.mu || by_weights_ ? senders(l, by_z_, c) : nullptr;
+            N* by_pair = by_blocks ? by_blocks + c * 4 * a_.pairs : nullptr;
+            Scratch<T> own;
+            T* by_c = by_weights_ ? own.zeros(l.kinds * pairs_.row * WIDTH<T>) : nullptr;
+            if (by_z) std::memset(by_z, 0, n_ * (l.mu ? 5 * PARTS<N> : 2) * WIDTH<T> * sizeof(T));
+            if (l.mu)
+                of_block<3>(l, c).pullback(z, g, by_z, by_c, by_pair);
+            else
+                of_block<2>(l, c).pullback(z, g, by_z, by_c, by_pair);
+            if (by_c) write_filters(l, c * WIDTH<T>, by_c);
         });
-        pieces(threads_, a_.pairs, 1024, [&](int64_t start, int64_t stop) {
-            for (int64_t c = 0; c < blocks_; ++c)
-                for (int64_t p = start; p < stop; ++p) {
-                    const T* by = by_pair_ + 4 * (c * a_.pairs + p);
-                    for (int x = 0; x < 3; ++x) by_u_[3 * p + x] += by[x];
-                    by_distance_[p] += by[3];
-                }
+        if (by_blocks) this->add_blocks(by_blocks, 4 * a_.pairs, by_pair_);
+    }
+
+    // Derivatives by the filters' weights and bias, from those by C (kinds, K + 1, WIDTH) of a block of channels.
+    void write_filters(const Layer& l, int64_t channel, const T* by_c) const {
+        T *to = by_weight(1 + 11 * l.number), *to_bias = by_weight(2 + 11 * l.number);
+        const int64_t size = std::min<int64_t>(WIDTH<T>, f_ - channel) * sizeof(T);
+        for (int64_t kind = 0; kind < l.kinds; ++kind)
+            for (int64_t k = 0; k < pairs_.row; ++k) {
+                const T* from = by_c + (kind * pairs_.row + k) * WIDTH<T>;
+                T* row = k < a_.radial ? (to ? to + k * l.kinds * f_ : nullptr) : to_bias;
+                if (row) std::memcpy(row + kind * f_ + channel, from, size);
+            }
+    }
+
+    // The atoms' v and w = μ V and μ W, (n, 3) rows: v first, w from the channel Fp on.
+    Rows<N> vw(const Layer& l, int64_t start) const { return Rows<N>{l.vw, 2 * fp_}.from(3 * start); }
+
+    // Mixing of the atoms' features q and mu to q_out and, but in the last layer, mu_out, which may be the same.
+    void mix(const Layer& l, int64_t start, int64_t n, const Rows<N>& q, const Rows<N>& mu, const Rows<N>& q_out,
+             const Rows<N>& mu_out, Scratch<T>& scratch) const {
+        const Rows<N> vw = this->vw(l, start), norm = Rows<N>{l.norm, fp_}.from(start);
+        const Rows<N> slope = Rows<N>{l.mixed_slope, fp_}.from(start), abd = Rows<N>{l.abd, l.parts * fp_}.from(start);
+        const Rows<N> a = rows(l.a2, start, n, fp_, scratch);
+        apply(l.mix, mu, vw, 3 * n);
+        each(n, [&](int64_t i, int64_t f) {
+            V square = {};
+            for (int x = 0; x < 3; ++x) {
+                const V v = vw.at(3 * i + x, f);
+                accumulate(square, v, v);
+            }
+            norm.put(i, f, root<N>(add_real(square, EPSILON)));
+        });
+        apply(l.in, q, slope, n);
+        apply(l.norm_in, norm, slope, n, true);
+        activate(act_, slope, a, n);
+        apply(l.out, a, abd, n);
+        each(n, [&](int64_t i, int64_t f) {
+            V sum = q.at(i, f) + abd.at(i, f);
+            accumulate(sum, abd.at(i, fp_ + f), inner(vw, i, f));
+            q_out.put(i, f, sum);
+            for (int x = 0; l.parts == 3 && x < 3; ++x) {
+                V m = mu.at(3 * i + x, f);
+                accumulate(m, abd.at(i, 2 * fp_ + f), vw.at(3 * i + x, fp_ + f));
+                mu_out.put(3 * i + x, f, m);
+            }
         });
     }
 
-    // Mixing of an atom's features, in place.
-    void mix(const Layer& l, int64_t start, int64_t stop, T* q, T* mu, Scratch<T>& scratch) const {
-        const int64_t n = stop - start;
-        T *vw = l.vw + start * 6 * fp_, *norm = l.norm + start * fp_, *slope = l.mixed_slope + start * fp_;
-        T *abd = l.abd + start * l.parts * fp_, *a = scratch.take(n * fp_);
-        apply(l.mix, mu, fp_, vw, 2 * fp_, 3 * n);
-        each(n, [&](int64_t i, int64_t f) {
-            Vector<T> square = Vector<T>{} + static_cast<T>(EPSILON);
-            for (int x = 0; x < 3; ++x) square += at(v(vw, i, x), f) * at(v(vw, i, x), f);
-            for (int lane = 0; lane < Simd<T>::lanes; ++lane) square[lane] = std::sqrt(square[lane]);
-            at(norm + i * fp_, f) = square;
-        });
-        apply(l.in, q, fp_, slope, fp_, n);
-        apply(l.norm_in, norm, fp_, slope, fp_, n, true);
-        activate(act_, slope, a, n * fp_);
-        apply(l.out, a, fp_, abd, l.parts * fp_, n);
-        each(n, [&](int64_t i, int64_t f) {
-            const T* parts = abd + i * l.parts * fp_;
-            at(q + i * fp_, f) += at(parts, f) + at(parts + fp_, f) * inner(vw, i, f);
-            for (int x = 0; l.parts == 3 && x < 3; ++x)
-                at(mu + (3 * i + x) * fp_, f) += at(parts + 2 * fp_, f) * at(w(vw, i, x), f);
-        });
-    }
-
-    const T* v(const T* vw, int64_t i, int x) const { return vw + (3 * i + x) * 2 * fp_; }
-    const T* w(const T* vw, int64_t i, int x) const { return v(vw, i, x) + fp_; }
-
-    Vector<T> inner(const T* vw, int64_t i, int64_t f) const {
-        return at(v(vw, i, 0), f) * at(w(vw, i, 0), f) + at(v(vw, i, 1), f) * at(w(vw, i, 1), f) +
-               at(v(vw, i, 2), f) * at(w(vw, i, 2), f);
+    V inner(const Rows<N>& vw, int64_t i, int64_t f) const {
+        V sum = {};
+        for (int x = 0; x < 3; ++x) accumulate(sum, vw.at(3 * i + x, f), vw.at(3 * i + x, fp_ + f));
+        return sum;
     }
 
     // From derivatives by the features after the mixing, which are overwritten, to those before it, for the messages. After
     // the last mixing there is none by μ.
-    void mix_back(const Layer& l, int64_t start, int64_t stop, T* by_q, T* by_mu, Scratch<T>& scratch) const {
-        const int64_t n = stop - start;
+    void mix_back(const Layer& l, int64_t start, int64_t n, const Rows<N>& by_q, const Rows<N>& by_mu, Scratch<T>& scratch) const {
         const bool last = l.parts == 2;
-        const T *vw = l.vw + start * 6 * fp_, *abd = l.abd + start * l.parts * fp_, *norm = l.norm + start * fp_;
-        T *by_abd = scratch.take(n * l.parts * fp_), *by_a = scratch.take(n * fp_), *by_norm = scratch.take(n * fp_);
-        T* by_vw = scratch.take(n * 6 * fp_);
+        const Rows<N> vw = this->vw(l, start), norm = Rows<N>{l.norm, fp_}.from(start), abd = Rows<N>{l.abd, l.parts * fp_}.from(start);
+        const Rows<N> by_abd = rows(by_abd_, start, n, l.parts * fp_, scratch), by_h = rows(by_h2_, start, n, fp_, scratch);
+        const Rows<N> by_norm = rows(nullptr, 0, n, fp_, scratch), by_vw = rows(by_vw_, 3 * start, 3 * n, 2 * fp_, scratch);
         each(n, [&](int64_t i, int64_t f) {
-            const Vector<T> g = at(by_q + i * fp_, f);
-            T* by = by_abd + i * l.parts * fp_;
-            at(by, f) = g;
-            at(by + fp_, f) = g * inner(vw, i, f);
+            const V g = by_q.at(i, f);
+            by_abd.put(i, f, g);
+            by_abd.put(i, fp_ + f, g * inner(vw, i, f));
             if (last) return;
-            Vector<T> by_d = {};
-            for (int x = 0; x < 3; ++x) by_d += at(by_mu + (3 * i + x) * fp_, f) * at(w(vw, i, x), f);
-            at(by + 2 * fp_, f) = by_d;
+            V by_d = {};
+            for (int x = 0; x < 3; ++x) accumulate(by_d, by_mu.at(3 * i + x, f), vw.at(3 * i + x, fp_ + f));
+            by_abd.put(i, 2 * fp_ + f, by_d);
         });
-        apply(l.out_t, by_abd, l.parts * fp_, by_a, fp_, n);
-        chain(l.mixed_slope + start * fp_, by_a, n * fp_);
-        apply(l.norm_in_t, by_a, fp_, by_norm, fp_, n);
+        apply(l.out_t, by_abd, by_h, n);
+        chain(Rows<N>{l.mixed_slope, fp_}.from(start), by_h, n);
+        apply(l.norm_in_t, by_h, by_norm, n);
         each(n, [&](int64_t i, int64_t f) {
-            const T* parts = abd + i * l.parts * fp_;
-            const Vector<T> by_inner = at(by_q + i * fp_, f) * at(parts + fp_, f);
-            const Vector<T> by_square = at(by_norm + i * fp_, f) / at(norm + i * fp_, f);
+            const V by_inner = by_q.at(i, f) * abd.at(i, fp_ + f), by_square = by_norm.at(i, f) / norm.at(i, f);
             for (int x = 0; x < 3; ++x) {
-                T* by = by_vw + (3 * i + x) * 2 * fp_;
-                at(by, f) = by_inner * at(w(vw, i, x), f) + by_square * at(v(vw, i, x), f);
-                Vector<T> by_w = by_inner * at(v(vw, i, x), f);
-                if (!last) by_w += at(by_mu + (3 * i + x) * fp_, f) * at(parts + 2 * fp_, f);
-                at(by + fp_, f) = by_w;
+                const V v = vw.at(3 * i + x, f), w = vw.at(3 * i + x, fp_ + f);
+                V by_v = by_inner * w, by_w = by_inner * v;
+                accumulate(by_v, by_square, v);
+                if (!last) accumulate(by_w, by_mu.at(3 * i + x, f), abd.at(i, 2 * fp_ + f));
+                by_vw.put(3 * i + x, f, by_v);
+                by_vw.put(3 * i + x, fp_ + f, by_w);
             }
         });
-        apply(l.mix_t, by_vw, 2 * fp_, by_mu, fp_, 3 * n, !last);
-        apply(l.in_t, by_a, fp_, by_q, fp_, n, true);
-        store(start, stop, by_q, by_mu);
+        apply(l.mix_t, by_vw, by_mu, 3 * n, !last);
+        apply(l.in_t, by_h, by_q, n, true);
+        store(start, n, by_q, by_mu);
+    }
+
+    void mix_weights(const Layer& l) const {
+        const int64_t k = 7 + 11 * l.number;
+        const Rows<N> by_h = {by_h2_, fp_}, by_abd = {by_abd_, l.parts * fp_}, by_vw = {by_vw_, 2 * fp_};
+        linear_back<N>(threads_, {l.mu2, fp_}, f_, by_vw, 2, f_, 3 * n_, by_weight(k), nullptr);
+        linear_back<N>(threads_, {l.q2, fp_}, f_, by_h, 1, f_, n_, by_weight(k + 1), by_weight(k + 2));
+        linear_back<N>(threads_, {l.norm, fp_}, f_, by_h, 1, f_, n_, by_weight(k + 1), nullptr, f_);
+        linear_back<N>(threads_, {l.a2, fp_}, f_, by_abd, l.parts, f_, n_, by_weight(k + 3), by_weight(k + 4));
     }
 
     std::vector<Layer> layers_;
     T *state_ = nullptr, *by_z_ = nullptr;  // receivers' features, later the derivatives by them; derivatives by senders'
-    T *by_distance_ = nullptr, *by_u_ = nullptr, *by_pair_ = nullptr;  // sums (P,) and (P, 3); of a layer (blocks, P, 4)
+    N* by_pair_ = nullptr;                  // sums of derivatives by directions and lengths (P, 4)
+    // For the derivatives by weights, or null: derivatives by the results of linear maps; the first and the last q.
+    T *by_x_ = nullptr, *by_h_ = nullptr, *by_abd_ = nullptr, *by_h2_ = nullptr, *by_vw_ = nullptr;
+    T *by_first_ = nullptr, *last_ = nullptr;
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// SchNet for `Engine`: the network of backbones/schnet.py and its derivative.
+// SchNet for `Engine`: the network of backbones/schnet.py and its derivatives.
 
 #pragma once
 
@@ -9,7 +9,8 @@ namespace {
 template <typename T>
 struct SchnetWeights {
     struct Layer {
-        Linear<T> filters_in, filters_out, senders, senders_t;
+        Mlp<T> filters;
+        Linear<T> senders, senders_t;
         Mlp<T> update;
     };
 
@@ -28,9 +29,8 @@ struct SchnetWeights {
         const int64_t f = a.channels;
         for (int64_t k = 0; k < a.layers; ++k) {
             Layer l;
-            const Raw<T> in = layout.next(a.radial, f), in_bias = layout.next(1, f);
-            const Raw<T> out = layout.next(f, f), out_bias = layout.next(1, f), senders = layout.next(f, f);
-            l.filters_in = layout.forward(in, in_bias), l.filters_out = layout.forward(out, out_bias);
+            l.filters = layout.mlp(a.radial, f, f, 1, true);
+            const Raw<T> senders = layout.next(f, f);
             l.senders = layout.forward(senders), l.senders_t = layout.backward(senders, false);
             l.update = layout.mlp(f, f, f, 1, true);
             layers.push_back(l);
@@ -39,17 +39,20 @@ struct SchnetWeights {
     }
 };
 
-template <typename T>
-class SchnetEngine : Engine<T> {
-    using Base = Engine<T>;
-    using Base::a_, Base::act_, Base::blocks_, Base::each_atom, Base::f_, Base::fp_, Base::n_, Base::pairs_, Base::place,
-        Base::layout_, Base::scratch_, Base::threads_;
+template <typename N>
+class SchnetEngine : Engine<N, SchnetWeights<Real<N>>> {
+    using Base = Engine<N, SchnetWeights<Real<N>>>;
+    using typename Base::T, typename Base::V;
+    using Base::a_, Base::act_, Base::blocks_, Base::by_weight, Base::by_weights_, Base::each, Base::each_atom, Base::f_,
+        Base::fp_, Base::kept, Base::n_, Base::numbers_, Base::of_pairs, Base::pairs_, Base::place, Base::scratch_,
+        Base::threads_, Base::weights_;
 
-    // One layer, and what its way back needs of its way there.
+    // One layer, and what its way back needs of its way there. What the first layer sends has no rates.
     struct Layer : SchnetWeights<T>::Layer {
-        bool first;
-        T *w, *fall;  // (blocks, P, WIDTH): filters and their derivatives by the length
-        T *z, *slope;  // (blocks, N, WIDTH): senders; (N, Fp): slopes of the update's hidden layer
+        int64_t number;
+        T *w, *filter_slope;        // (blocks, P, WIDTH): filters without the cutoff function; (P, Fp): their MLP's slopes
+        T *x, *z, *slope;           // (N, Fp): features; (blocks, N, WIDTH): senders; (N, Fp): slopes of the update
+        T *filter_hidden, *m, *a;   // inputs of linear maps, for the derivatives by these; or null
     };
 
   public:
@@ -58,160 +61,265 @@ class SchnetEngine : Engine<T> {
     using Base::Base;
 
     void evaluate() {
-        const SchnetWeights<T> weights(a_, layout_);
-        for (const auto& layer : weights.layers) layers_.push_back(with_room(layer, layers_.empty()));
-        x_ = scratch_.take(n_ * fp_), received_ = scratch_.take(n_ * fp_), by_z_ = scratch_.take(n_ * fp_);
-        each_atom([&](int64_t start, int64_t stop, Scratch<T>& scratch) {
-            for (int64_t i = start; i < stop; ++i) std::memcpy(x_ + i * fp_, this->embedding(weights.embedding, i), fp_ * sizeof(T));
-            send(layers_[0], start, stop, scratch);
+        for (const auto& layer : weights_.layers) layers_.push_back(with_room(layer, layers_.size()));
+        x_ = own_features(a_.layers) ? scratch_.take(n_ * PARTS<N> * fp_) : layers_.back().x;
+        by_x_ = by_weights_ ? scratch_.take(n_ * PARTS<N> * fp_) : x_;
+        received_ = scratch_.take(n_ * PARTS<N> * fp_), by_z_ = scratch_.take(n_ * PARTS<N> * fp_);
+        by_w_ = scratch_.take(a_.pairs * PARTS<N> * fp_);
+        by_sent_ = kept(n_, fp_), by_h_ = kept(n_, fp_), by_filter_ = kept(a_.pairs, fp_), by_filter_h_ = kept(a_.pairs, fp_);
+        by_pair_ = numbers_.zeros(a_.pairs), by_blocks_ = of_pairs() ? numbers_.take(blocks_ * a_.pairs) : nullptr;
+        set_basis();
+        each_atom([&](int64_t start, int64_t n, Scratch<T>& scratch) {
+            const Rows<T> x = Rows<T>{layers_[0].x, fp_}.from(start);
+            this->embed(start, n, x);
+            send<T>(layers_[0], start, n, x, scratch);
         });
         for (int64_t k = 0; k < a_.layers; ++k) {
             filter(layers_[k]);
             messages(layers_[k]);
-            each_atom([&](int64_t start, int64_t stop, Scratch<T>& scratch) {
-                update(layers_[k], start, stop, scratch);
-                if (k < a_.layers - 1) return send(layers_[k + 1], start, stop, scratch);
-                T *x = x_ + start * fp_, *by_x = scratch.take((stop - start) * fp_);
-                this->head(weights.heads, x, start, stop - start, by_x, scratch);
-                std::memcpy(x, by_x, (stop - start) * fp_ * sizeof(T));
-                update_back(layers_[k], start, stop, scratch);
+            each_atom([&](int64_t start, int64_t n, Scratch<T>& scratch) {
+                const Rows<N> x = Rows<N>{k < a_.layers - 1 ? layers_[k + 1].x : x_, fp_}.from(start);
+                if (k == 0)
+                    update<T>(layers_[k], start, n, x, scratch);
+                else
+                    update<N>(layers_[k], start, n, x, scratch);
+                if (k < a_.layers - 1) return send<N>(layers_[k + 1], start, n, x, scratch);
+                this->head(x, start, n, Rows<N>{by_x_, fp_}.from(start), scratch);
+                update_back(layers_[k], start, n, scratch);
             });
         }
-        by_distance_ = scratch_.zeros(a_.pairs), by_pair_ = scratch_.take(blocks_ * a_.pairs);
-        for (int64_t k = a_.layers - 1; k >= 0; --k) {
-            messages_back(layers_[k]);
-            if (k == 0) break;
-            each_atom([&](int64_t start, int64_t stop, Scratch<T>& scratch) {
-                T* by_z = scratch.take((stop - start) * fp_);
-                load(by_z_, start, stop, by_z);
-                apply(layers_[k].senders_t, by_z, fp_, x_ + start * fp_, fp_, stop - start, true);
-                update_back(layers_[k - 1], start, stop, scratch);
+        if (by_weights_) this->head_weights(x_, 1 + 9 * a_.layers);
+        for (int64_t k = a_.layers - 1; k > 0; --k) {
+            back<N>(layers_[k]);
+            each_atom([&](int64_t start, int64_t n, Scratch<T>& scratch) {
+                send_back<N>(layers_[k], start, n, Rows<N>{by_x_, fp_}.from(start), scratch);
+                update_back(layers_[k - 1], start, n, scratch);
             });
+            if (by_weights_) sender_weights<N>(layers_[k]);
         }
-        this->finish(by_distance_, nullptr);
+        back<T>(layers_[0]);
+        if (by_weights_) first_weights(layers_[0]);
+        this->template finish<1>(by_pair_);
     }
 
   private:
-    Layer with_room(const typename SchnetWeights<T>::Layer& weights, bool first) {
-        Layer l = {weights};
-        l.first = first;
-        l.w = scratch_.take(a_.pairs * fp_), l.fall = scratch_.take(a_.pairs * fp_);
-        l.z = scratch_.take(n_ * fp_), l.slope = scratch_.take(n_ * fp_);
+    // Whether the features before a layer have memory of their own: the first ones have no rates, and linear maps' inputs
+    // are kept for the derivatives by their weights.
+    bool own_features(int64_t layer) const { return by_weights_ || layer <= (IS_DUAL<N> ? 1 : 0); }
+
+    Layer with_room(const typename SchnetWeights<T>::Layer& weights, int64_t number) {
+        Layer l = {};
+        static_cast<typename SchnetWeights<T>::Layer&>(l) = weights;
+        const int64_t atoms = n_ * PARTS<N> * fp_, pairs = a_.pairs * PARTS<N> * fp_;
+        l.number = number;
+        l.w = scratch_.take(pairs), l.filter_slope = scratch_.take(pairs);
+        l.x = own_features(number) ? scratch_.take(atoms) : layers_.back().x;
+        l.z = scratch_.take(atoms), l.slope = scratch_.take(atoms);
+        l.filter_hidden = kept(a_.pairs, fp_), l.m = kept(n_, fp_), l.a = kept(n_, fp_);
         return l;
     }
 
-    // Rows (n, Fp) from and to blocks.
-    void load(T* blocked, int64_t start, int64_t stop, T* rows) const {
-        for (int64_t c = 0; c < blocks_; ++c)
-            for (int64_t i = start; i < stop; ++i)
-                std::memcpy(rows + (i - start) * fp_ + c * WIDTH<T>, place(blocked, 1, c, i), WIDTH<T> * sizeof(T));
+    // The radial functions in numbers N.
+    void set_basis() {
+        basis_ = {pairs_.basis, pairs_.row};
+        if constexpr (IS_DUAL<N>) {
+            basis_.data = scratch_.take(a_.pairs * 2 * pairs_.row);
+            for (int64_t p = 0; p < a_.pairs; ++p)
+                for (int64_t k = 0; k < pairs_.row; k += Simd<T>::lanes)
+                    basis_.put(p, k, radial(pairs_.basis, pairs_.slope, p, k));
+        }
     }
 
-    void store(const T* rows, int64_t start, int64_t stop, T* blocked) const {
-        for (int64_t c = 0; c < blocks_; ++c)
-            for (int64_t i = start; i < stop; ++i)
-                std::memcpy(place(blocked, 1, c, i), rows + (i - start) * fp_ + c * WIDTH<T>, WIDTH<T> * sizeof(T));
+    V radial(const T* values, const T* slopes, int64_t p, int64_t k) const {
+        const Vector<T> value = vector(values + p * pairs_.row + k, 0);
+        if constexpr (IS_DUAL<N>)
+            return {value, pairs_.speed(p) * vector(slopes + p * pairs_.row + k, 0)};
+        else
+            return value;
     }
 
-    // Filters w = f (act(b V + c) V' + c') of radial functions b and cutoff function f, and their derivatives by the length,
-    // which are carried along: they are products with the same matrices.
+    // An atom's features in a block.
+    template <typename Z>
+    Rows<Z> atom(T* features, int64_t block, int64_t i) const {
+        return this->template place<Z>(features, 1, block, i);
+    }
+    Rows<N> pair(T* filters, int64_t block, int64_t p) const {
+        return Rows<N>{filters, WIDTH<T>}.from(block * a_.pairs + p);
+    }
+
+    // Filters act(b V + c) V' + c' of radial functions b.
     void filter(const Layer& l) const {
-        const Linear<T> slopes_in = {l.filters_in.panels, nullptr, l.filters_in.inner, fp_};
-        const Linear<T> slopes_out = {l.filters_out.panels, nullptr, l.filters_out.inner, fp_};
         pieces(threads_, a_.pairs, FILTER_PIECE, [&](int64_t p0, int64_t p1) {
-            const int64_t n = p1 - p0, size = n * fp_, row = pairs_.row;
             Scratch<T> scratch;
-            T *pre = scratch.take(size), *hidden = scratch.take(size), *by_hidden = scratch.take(size);
-            apply(l.filters_in, pairs_.basis + p0 * row, row, pre, fp_, n);
-            apply(slopes_in, pairs_.slope + p0 * row, row, by_hidden, fp_, n);
-            activate(act_, pre, hidden, size);
-            chain(pre, by_hidden, size);
-            T *w = pre, *by_w = scratch.take(size);
-            apply(l.filters_out, hidden, fp_, w, fp_, n);
-            apply(slopes_out, by_hidden, fp_, by_w, fp_, n);
-            for (int64_t p = p0; p < p1; ++p)
-                for (int64_t f = 0; f < fp_; f += Simd<T>::lanes) {
-                    const int64_t from = (p - p0) * fp_ + f, to = (f / WIDTH<T> * a_.pairs + p) * WIDTH<T> + f % WIDTH<T>;
-                    vector(l.w + to, 0) = pairs_.envelope[p] * vector(w + from, 0);
-                    vector(l.fall + to, 0) = pairs_.envelope[p] * vector(by_w + from, 0) + pairs_.fall[p] * vector(w + from, 0);
-                }
+            const int64_t n = p1 - p0;
+            const Rows<N> slope = Rows<N>{l.filter_slope, fp_}.from(p0), w = rows(nullptr, 0, n, scratch);
+            const Rows<N> hidden = rows(l.filter_hidden, p0, n, scratch);
+            apply(l.filters.in, basis_.from(p0), slope, n);
+            activate(act_, slope, hidden, n);
+            apply(l.filters.out, hidden, w, n);
+            each(n, [&](int64_t p, int64_t f) { pair(l.w, f / WIDTH<T>, p0 + p).put(0, f % WIDTH<T>, w.at(p, f)); });
         });
     }
 
-    void send(const Layer& l, int64_t start, int64_t stop, Scratch<T>& scratch) const {
-        T* z = scratch.take((stop - start) * fp_);
-        apply(l.senders, x_ + start * fp_, fp_, z, fp_, stop - start);
-        store(z, start, stop, l.z);
+    static Rows<N> rows(T* all, int64_t start, int64_t n, int64_t width, Scratch<T>& scratch) {
+        return Base::template rows<N>(all, start, n, width, scratch);
+    }
+    Rows<N> rows(T* all, int64_t start, int64_t n, Scratch<T>& scratch) const { return rows(all, start, n, fp_, scratch); }
+
+    N envelope(int64_t p) const { return pairs_.moving(p, pairs_.envelope[p], pairs_.fall[p]); }
+
+    template <typename Z>
+    void send(const Layer& l, int64_t start, int64_t n, const Rows<Z>& x, Scratch<T>& scratch) const {
+        const Rows<Z> z = Base::template rows<Z>(nullptr, 0, n, fp_, scratch);
+        apply(l.senders, x, z, n);
+        each(n, [&](int64_t i, int64_t f) { atom<Z>(l.z, f / WIDTH<T>, start + i).put(0, f % WIDTH<T>, z.at(i, f)); });
     }
 
     void messages(const Layer& l) const {
         each_block(blocks_, this->message_threads(), [&](int64_t c) {
-            const T *w = l.w + c * a_.pairs * WIDTH<T>, *z = place(l.z, 1, c, 0);
-            T* out = place(received_, 1, c, 0);
-            std::memset(out, 0, n_ * WIDTH<T> * sizeof(T));
-            for (int64_t p = 0; p < a_.pairs; ++p) {
-                const int64_t i = a_.first[p] * WIDTH<T>, j = a_.second[p] * WIDTH<T>;
-                for (int k = 0; k < 2; ++k) {
-                    const Vector<T> filter = vector(w + p * WIDTH<T>, k);
-                    vector(out + i, k) += filter * vector(z + j, k);
-                    vector(out + j, k) += filter * vector(z + i, k);
-                }
-            }
+            std::memset(atom<N>(received_, c, 0).data, 0, n_ * PARTS<N> * WIDTH<T> * sizeof(T));
+            if (l.number == 0)
+                receive<T>(l, c);
+            else
+                receive<N>(l, c);
         });
     }
 
-    // From derivatives by what was received to those by senders and, added, by lengths.
-    void messages_back(const Layer& l) const {
+    template <typename Z>
+    void receive(const Layer& l, int64_t c) const {
+        for (int64_t p = 0; p < a_.pairs; ++p) {
+            const Rows<Z> z_i = atom<Z>(l.z, c, a_.first[p]), z_j = atom<Z>(l.z, c, a_.second[p]);
+            const Rows<N> to_i = atom<N>(received_, c, a_.first[p]), to_j = atom<N>(received_, c, a_.second[p]);
+            const N by = envelope(p);
+            for (int64_t f = 0; f < WIDTH<T>; f += Simd<T>::lanes) {
+                const V w = by * pair(l.w, c, p).at(0, f);
+                to_i.accumulate_at(0, f, w, z_j.at(0, f));
+                to_j.accumulate_at(0, f, w, z_i.at(0, f));
+            }
+        }
+    }
+
+    // From derivatives by what was received to those by senders, by the filters and their weights, and by lengths.
+    template <typename Z>
+    void back(const Layer& l) const {
+        if (by_weights_) update_weights(l);
         each_block(blocks_, this->message_threads(), [&](int64_t c) {
-            const T *w = l.w + c * a_.pairs * WIDTH<T>, *fall = l.fall + c * a_.pairs * WIDTH<T>, *z = place(l.z, 1, c, 0);
-            const T* g = place(received_, 1, c, 0);
-            T *by_z = place(by_z_, 1, c, 0), *by_pair = by_pair_ + c * a_.pairs;
-            std::memset(by_z, 0, n_ * WIDTH<T> * sizeof(T));
+            const bool senders = l.number > 0 || by_weights_;
+            if (senders) std::memset(atom<Z>(by_z_, c, 0).data, 0, n_ * PARTS<Z> * WIDTH<T> * sizeof(T));
             for (int64_t p = 0; p < a_.pairs; ++p) {
-                const int64_t i = a_.first[p] * WIDTH<T>, j = a_.second[p] * WIDTH<T>;
-                Vector<T> by_length = {};
-                for (int k = 0; k < 2; ++k) {
-                    const Vector<T> g_i = vector(g + i, k), g_j = vector(g + j, k), filter = vector(w + p * WIDTH<T>, k);
-                    by_length += vector(fall + p * WIDTH<T>, k) * (vector(z + j, k) * g_i + vector(z + i, k) * g_j);
-                    if (l.first) continue;
-                    vector(by_z + j, k) += filter * g_i;
-                    vector(by_z + i, k) += filter * g_j;
+                const int64_t i = a_.first[p], j = a_.second[p];
+                const N by = envelope(p);
+                V by_envelope = {};
+                for (int64_t f = 0; f < WIDTH<T>; f += Simd<T>::lanes) {
+                    const V g_i = atom<N>(received_, c, i).at(0, f), g_j = atom<N>(received_, c, j).at(0, f);
+                    const V filter = pair(l.w, c, p).at(0, f);
+                    V both = g_i * atom<Z>(l.z, c, j).at(0, f);
+                    accumulate(both, g_j, atom<Z>(l.z, c, i).at(0, f));
+                    pair(by_w_, c, p).put(0, f, by * both);
+                    if (by_blocks_) accumulate(by_envelope, both, filter);
+                    if (!senders) continue;
+                    const V w = by * filter;
+                    atom<Z>(by_z_, c, j).accumulate_at(0, f, w, g_i);
+                    atom<Z>(by_z_, c, i).accumulate_at(0, f, w, g_j);
                 }
-                by_pair[p] = total<T>(by_length);
+                if (by_blocks_)
+                    by_blocks_[c * a_.pairs + p] = sum_of<N>(by_envelope) * pairs_.moving(p, pairs_.fall[p], pairs_.bend[p]);
             }
         });
-        pieces(threads_, a_.pairs, 1024, [&](int64_t start, int64_t stop) {
-            for (int64_t c = 0; c < blocks_; ++c)
-                for (int64_t p = start; p < stop; ++p) by_distance_[p] += by_pair_[c * a_.pairs + p];
-        });
+        if (by_blocks_) this->add_blocks(by_blocks_, a_.pairs, by_pair_);
+        filter_back(l);
     }
 
-    void update(const Layer& l, int64_t start, int64_t stop, Scratch<T>& scratch) const {
-        const int64_t n = stop - start;
-        T *m = scratch.take(n * fp_), *a = scratch.take(n * fp_), *slope = l.slope + start * fp_, *x = x_ + start * fp_;
-        load(received_, start, stop, m);
-        apply(l.update.in, m, fp_, slope, fp_, n);
-        activate(act_, slope, a, n * fp_);
-        apply(l.update.out, a, fp_, m, fp_, n);
-        for (int64_t k = 0; k < n * fp_; k += Simd<T>::lanes) vector(x + k, 0) += vector(m + k, 0);
+    void filter_back(const Layer& l) const {
+        pieces(threads_, a_.pairs, FILTER_PIECE, [&](int64_t p0, int64_t p1) {
+            Scratch<T> scratch;
+            const int64_t n = p1 - p0;
+            const Rows<N> by_w = rows(by_filter_, p0, n, scratch), by_h = rows(by_filter_h_, p0, n, scratch);
+            each(n, [&](int64_t p, int64_t f) { by_w.put(p, f, pair(by_w_, f / WIDTH<T>, p0 + p).at(0, f % WIDTH<T>)); });
+            apply(l.filters.out_t, by_w, by_h, n);
+            chain(Rows<N>{l.filter_slope, fp_}.from(p0), by_h, n);
+            if (!of_pairs()) return;
+            const Rows<N> by_basis = rows(nullptr, 0, n, pairs_.row, scratch);
+            apply(l.filters.in_t, by_h, by_basis, n);
+            for (int64_t p = 0; p < n; ++p) {
+                V sum = {};
+                for (int64_t k = 0; k < pairs_.row; k += Simd<T>::lanes)
+                    accumulate(sum, by_basis.at(p, k), radial(pairs_.slope, pairs_.curvature, p0 + p, k));
+                by_pair_[p0 + p] += sum_of<N>(sum);
+            }
+        });
+        if (!by_weights_) return;
+        const int64_t k = 1 + 9 * l.number;
+        const Rows<N> by_h = {by_filter_h_, fp_}, by_w = {by_filter_, fp_};
+        linear_back<N>(threads_, basis_, a_.radial, by_h, 1, f_, a_.pairs, by_weight(k), by_weight(k + 1));
+        linear_back<N>(threads_, {l.filter_hidden, fp_}, f_, by_w, 1, f_, a_.pairs, by_weight(k + 2), by_weight(k + 3));
+    }
+
+    // From derivatives by senders to those by the features, which are added.
+    template <typename Z>
+    void send_back(const Layer& l, int64_t start, int64_t n, const Rows<Z>& by_x, Scratch<T>& scratch) const {
+        const Rows<Z> by_z = Base::template rows<Z>(by_sent_, start, n, fp_, scratch);
+        each(n, [&](int64_t i, int64_t f) { by_z.put(i, f, atom<Z>(by_z_, f / WIDTH<T>, start + i).at(0, f % WIDTH<T>)); });
+        apply(l.senders_t, by_z, by_x, n, true);
+    }
+
+    template <typename Z>
+    void sender_weights(const Layer& l) const {
+        linear_back<Z>(threads_, {l.x, fp_}, f_, {by_sent_, fp_}, 1, f_, n_, by_weight(5 + 9 * l.number), nullptr);
+    }
+
+    // Derivatives by the weights before the first messages.
+    void first_weights(const Layer& l) const {
+        each_atom([&](int64_t start, int64_t n, Scratch<T>& scratch) {
+            // The way back through the updates is done: its memory is free.
+            const Rows<T> by_x = Rows<T>{by_h_, fp_}.from(start);
+            each(n, [&](int64_t i, int64_t f) { by_x.put(i, f, asked(Rows<N>{by_x_, fp_}.at(start + i, f))); });
+            send_back<T>(l, start, n, by_x, scratch);
+        });
+        sender_weights<T>(l);
+        this->embedding_back({by_h_, fp_});
+    }
+
+    // The features after a layer from those before it, of a kind of numbers Z.
+    template <typename Z>
+    void update(const Layer& l, int64_t start, int64_t n, const Rows<N>& to, Scratch<T>& scratch) const {
+        const Rows<N> m = rows(l.m, start, n, scratch), a = rows(l.a, start, n, scratch), slope = Rows<N>{l.slope, fp_}.from(start);
+        const Rows<Z> x = Rows<Z>{l.x, fp_}.from(start);
+        each(n, [&](int64_t i, int64_t f) { m.put(i, f, atom<N>(received_, f / WIDTH<T>, start + i).at(0, f % WIDTH<T>)); });
+        apply(l.update.in, m, slope, n);
+        activate(act_, slope, a, n);
+        each(n, [&](int64_t i, int64_t f) { to.put(i, f, x.at(i, f)); });
+        const Rows<N> change = rows(nullptr, start, n, scratch);
+        apply(l.update.out, a, change, n);
+        each(n, [&](int64_t i, int64_t f) { to.add(i, f, change.at(i, f)); });
     }
 
     // Derivatives by what was received from those by the features, which stay as they are.
-    void update_back(const Layer& l, int64_t start, int64_t stop, Scratch<T>& scratch) const {
-        const int64_t n = stop - start;
-        T *by_a = scratch.take(n * fp_), *by_m = scratch.take(n * fp_);
-        apply(l.update.out_t, x_ + start * fp_, fp_, by_a, fp_, n);
-        chain(l.slope + start * fp_, by_a, n * fp_);
-        apply(l.update.in_t, by_a, fp_, by_m, fp_, n);
-        store(by_m, start, stop, received_);
+    void update_back(const Layer& l, int64_t start, int64_t n, Scratch<T>& scratch) const {
+        const Rows<N> by_h = rows(by_h_, start, n, scratch), by_m = rows(nullptr, start, n, scratch);
+        apply(l.update.out_t, Rows<N>{by_x_, fp_}.from(start), by_h, n);
+        chain(Rows<N>{l.slope, fp_}.from(start), by_h, n);
+        apply(l.update.in_t, by_h, by_m, n);
+        each(n, [&](int64_t i, int64_t f) { atom<N>(received_, f / WIDTH<T>, start + i).put(0, f % WIDTH<T>, by_m.at(i, f)); });
+    }
+
+    void update_weights(const Layer& l) const {
+        const int64_t k = 6 + 9 * l.number;
+        const Rows<N> by_h = {by_h_, fp_}, by_x = {by_x_, fp_};
+        linear_back<N>(threads_, {l.m, fp_}, f_, by_h, 1, f_, n_, by_weight(k), by_weight(k + 1));
+        linear_back<N>(threads_, {l.a, fp_}, f_, by_x, 1, f_, n_, by_weight(k + 2), by_weight(k + 3));
     }
 
     static constexpr int64_t FILTER_PIECE = 60;  // pairs
 
     std::vector<Layer> layers_;
-    T* x_ = nullptr;                             // (N, Fp): the features, later the derivatives by them
+    Rows<N> basis_ = {};                         // (P, K)
+    T *x_ = nullptr, *by_x_ = nullptr;           // (N, Fp): the last features, and the derivatives by each layer's
     T *received_ = nullptr, *by_z_ = nullptr;    // (blocks, N, WIDTH): messages, later the derivatives by them; by senders
-    T *by_distance_ = nullptr, *by_pair_ = nullptr;  // (P,), and of a layer (blocks, P)
+    T* by_w_ = nullptr;                          // (blocks, P, WIDTH): derivatives by filters
+    N *by_pair_ = nullptr, *by_blocks_ = nullptr;  // by lengths (P,), and of a layer (blocks, P)
+    // For the derivatives by weights, or null: derivatives by the results of linear maps.
+    T *by_sent_ = nullptr, *by_h_ = nullptr, *by_filter_ = nullptr, *by_filter_h_ = nullptr;
 };
 
 }  // namespace

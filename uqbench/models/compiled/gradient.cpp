@@ -1,6 +1,11 @@
 // What the derivatives of the compiled networks export to `engine.py`.
 
-#include "gradient_painn.hpp"
+#include "engine_painn.hpp"
+#include "engine_schnet.hpp"
 
-extern "C" void gradient_painn_float32(EngineArguments<float>* a) { differentiate<float, PainnGradient<float>>(*a); }
-extern "C" void gradient_painn_float64(EngineArguments<double>* a) { differentiate<double, PainnGradient<double>>(*a); }
+#define EXPORT(NAME, T)                                                                                            \
+    extern "C" void gradient_painn_##NAME(EngineArguments<T>* a) { evaluate<Dual<T>, PainnEngine>(*a); }           \
+    extern "C" void gradient_schnet_##NAME(EngineArguments<T>* a) { evaluate<Dual<T>, SchnetEngine>(*a); }
+
+EXPORT(float32, float)
+EXPORT(float64, double)

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "simd.hpp"
+#include "dual.hpp"
 
 namespace {
 
@@ -37,16 +37,57 @@ constexpr int64_t ROW_PIECE = 72;  // rows that are multiplied at once: with one
 template <typename T>
 alignas(64) constexpr T NOTHING[WIDTH<T>] = {};
 
-// out = x W + bias, or out += x W.
-template <typename T>
-void apply(const Linear<T>& w, const T* x, int64_t x_row, T* out, int64_t out_row, int64_t rows, bool add = false) {
-    for (int64_t r0 = 0; r0 < rows; r0 += ROW_PIECE)
-        for (int64_t column = 0; column < w.columns; column += WIDTH<T>) {
-            T* to = out + r0 * out_row + column;
-            const T* start = add ? to : w.bias ? w.bias + column : NOTHING<T>;
-            product(x + r0 * x_row, x_row, 1, w.panels + column * w.inner, WIDTH<T>, start, add ? out_row : 0, to, out_row,
-                    std::min(ROW_PIECE, rows - r0), w.inner);
+// out = x W + bias, or out += x W; of dual numbers only the values have a bias.
+template <typename N>
+void apply(const Linear<Real<N>>& w, const Rows<N>& x, const Rows<N>& out, int64_t rows, bool add = false) {
+    using T = Real<N>;
+    // Values and rates apart, or in turn where they are treated alike.
+    const int64_t parts = w.bias && !add ? PARTS<N> : 1, all = rows * PARTS<N> / parts, piece = ROW_PIECE / parts;
+    const int64_t x_row = x.width * parts, out_row = out.width * parts;
+    for (int64_t r0 = 0; r0 < all; r0 += piece)
+        for (int64_t column = 0; column < w.columns; column += WIDTH<T>)
+            for (int64_t part = 0; part < parts; ++part) {
+                T* to = out.data + r0 * out_row + part * out.width + column;
+                const T* start = add ? to : w.bias && !part ? w.bias + column : NOTHING<T>;
+                product(x.data + r0 * x_row + part * x.width, x_row, 1, w.panels + column * w.inner, WIDTH<T>, start,
+                        add ? out_row : 0, to, out_row, std::min(piece, all - r0), w.inner);
+            }
+}
+
+constexpr int64_t ROWS_AT_ONCE = 240;  // of a sum over rows: with the results they stay in the caches
+
+// Derivatives, as asked for, by a weight (inputs, blocks * channels), from `offset` rows on, and by the bias: from the map's
+// inputs x and the derivatives y by its results, which are padded blocks of so many channels. What is null is not wanted.
+template <typename N>
+void linear_back(int threads, const Rows<N>& x, int64_t inputs, const Rows<N>& y, int64_t blocks, int64_t channels,
+                 int64_t rows, Real<N>* to, Real<N>* to_bias, int64_t offset = 0) {
+    using T = Real<N>;
+    const int64_t width = padded<T>(channels), columns = blocks * channels;
+    const int64_t x_row = x.width * PARTS<N>, y_row = y.width * PARTS<N>, other = IS_DUAL<N> ? y.width : 0;
+    pieces(threads, to || to_bias ? blocks * width / WIDTH<T> : 0, 1, [&](int64_t panel, int64_t) {
+        const int64_t block = panel * WIDTH<T> / width, channel = panel * WIDTH<T> % width;
+        const int64_t count = std::min<int64_t>(WIDTH<T>, channels - channel);
+        const T* from = y.data + panel * WIDTH<T>;
+        if (to) {
+            Scratch<T> scratch;
+            T* sums = scratch.zeros(inputs * WIDTH<T>);
+            for (int64_t r = 0; r < rows; r += ROWS_AT_ONCE / PARTS<N>) {
+                const int64_t now = std::min(ROWS_AT_ONCE / PARTS<N>, rows - r);
+                // The rate of a product: a value and a rate each time.
+                for (int64_t part = 0; part < PARTS<N>; ++part)
+                    add_product(x.row(r) + part * x.width, 1, x_row, from + r * y_row + other - part * y.width, y_row, sums,
+                                WIDTH<T>, inputs, now);
+            }
+            for (int64_t c = 0; c < inputs; ++c)
+                std::memcpy(to + (offset + c) * columns + block * channels + channel, sums + c * WIDTH<T>, count * sizeof(T));
         }
+        if (to_bias) {
+            alignas(64) T sums[WIDTH<T>] = {};
+            for (int64_t r = 0; r < rows; ++r)
+                for (int k = 0; k < 2; ++k) vector(sums, k) += vector(from + r * y_row + other, k);
+            std::memcpy(to_bias + block * channels + channel, sums, count * sizeof(T));
+        }
+    });
 }
 
 template <typename T>
@@ -107,27 +148,47 @@ Vector<T> softplus(Vector<T> x) {
     return (x > zero ? x : (x == x ? zero : x)) + logarithm<T>(y);
 }
 
-// a = act(h), and h becomes act'(h); over padded rows.
+// An activation and its first and second derivatives.
 template <typename T>
-void activate(Activation act, T* h, T* a, int64_t count) {
-    for (int64_t k = 0; k < count; k += Simd<T>::lanes) {
-        const Vector<T> x = vector(h + k, 0), zero = {};
-        if (act == Activation::silu) {
-            const Vector<T> sigmoid = T(1) / (T(1) + exponential<T>(-x)), value = x * sigmoid;
-            vector(a + k, 0) = value;
-            vector(h + k, 0) = sigmoid + value * (T(1) - sigmoid);
-        } else {
-            const Vector<T> y = exponential<T>(x < zero ? x : -x), over = T(1) / (T(1) + y);
-            vector(a + k, 0) = (x > zero ? x : (x == x ? zero : x)) + (logarithm<T>(y) - static_cast<T>(0.6931471805599453));
-            vector(h + k, 0) = x < zero ? y * over : over;
-        }
+struct Curve {
+    Vector<T> value, slope, curvature;
+};
+
+template <typename T>
+Curve<T> curve(Activation act, Vector<T> x) {
+    const Vector<T> zero = {};
+    if (act == Activation::silu) {
+        const Vector<T> s = T(1) / (T(1) + exponential<T>(-x)), value = x * s;
+        return {value, s + value * (T(1) - s), s * (T(1) - s) * (T(2) + x * (T(1) - T(2) * s))};
     }
+    const Vector<T> y = exponential<T>(x < zero ? x : -x), over = T(1) / (T(1) + y);
+    return {(x > zero ? x : (x == x ? zero : x)) + (logarithm<T>(y) - static_cast<T>(0.6931471805599453)),
+            x < zero ? y * over : over, y * over * over};
+}
+
+// a = act(h), and h becomes act'(h); over padded rows.
+template <typename N>
+void activate(Activation act, const Rows<N>& h, const Rows<N>& a, int64_t rows) {
+    using T = Real<N>;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t f = 0; f < h.width; f += Simd<T>::lanes) {
+            const Many<N> x = h.at(r, f);
+            const Curve<T> c = curve<T>(act, value(x));
+            if constexpr (IS_DUAL<N>) {
+                a.put(r, f, Many<N>{c.value, c.slope * x.rate});
+                h.put(r, f, Many<N>{c.slope, c.curvature * x.rate});
+            } else {
+                a.put(r, f, c.value);
+                h.put(r, f, c.slope);
+            }
+        }
 }
 
 // by *= slope.
-template <typename T>
-void chain(const T* slope, T* by, int64_t count) {
-    for (int64_t k = 0; k < count; k += Simd<T>::lanes) vector(by + k, 0) *= vector(slope + k, 0);
+template <typename N>
+void chain(const Rows<N>& slope, const Rows<N>& by, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t f = 0; f < by.width; f += Simd<Real<N>>::lanes) by.put(r, f, by.at(r, f) * slope.at(r, f));
 }
 
 // Two linear maps with the activation between them, and their transposes without bias.
@@ -144,7 +205,7 @@ struct Pairs {
     T *distance, *u;          // (P,), (P, 3)
     T *basis, *slope;         // (P, row)
     T* curvature;             // (P, row), second derivatives; or null
-    T *envelope, *fall;       // (P,): cutoff function and its derivative
+    T *envelope, *fall, *bend;  // (P,): cutoff function and its first and second derivatives
     int64_t row;
 };
 
@@ -199,7 +260,8 @@ void geometry(const T* positions, const T* shifts, const int64_t* first, const i
             }
             const double d = std::sqrt(square), w = M_PI / cutoff, sine = std::sin(w * d), cosine = std::cos(w * d);
             const double f = d < cutoff ? 0.5 * (cosine + 1) : 0, fall = d < cutoff ? -0.5 * w * sine : 0;
-            pairs.distance[p] = d, pairs.envelope[p] = f, pairs.fall[p] = fall;
+            const double bend = d < cutoff ? -0.5 * w * w * cosine : 0;
+            pairs.distance[p] = d, pairs.envelope[p] = f, pairs.fall[p] = fall, pairs.bend[p] = bend;
             for (int x = 0; x < 3; ++x) pairs.u[3 * p + x] = r[x] / d;
             radial(kind, size, cutoff, d, sine, cosine, value, slope, curvature);
             T *to = pairs.basis + p * pairs.row, *to_slope = pairs.slope + p * pairs.row;
@@ -210,7 +272,6 @@ void geometry(const T* positions, const T* shifts, const int64_t* first, const i
             if (enveloped) to[size] = f, to_slope[size] = fall;
             if (!pairs.curvature) continue;
             T* to_curvature = pairs.curvature + p * pairs.row;
-            const double bend = d < cutoff ? -0.5 * w * w * cosine : 0;
             for (int64_t k = 0; k < size; ++k)
                 to_curvature[k] = normal<T>(
                     enveloped ? curvature[k] * f + 2 * slope[k] * fall + value[k] * bend : curvature[k]);

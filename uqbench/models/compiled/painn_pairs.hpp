@@ -1,4 +1,4 @@
-// PaiNN's messages and their derivatives by features and pairs, for one block of WIDTH channels of `PainnEngine`.
+// PaiNN's messages and their derivatives by features, filters and pairs, for one block of WIDTH channels of `PainnEngine`.
 
 #pragma once
 
@@ -6,107 +6,162 @@
 
 namespace {
 
-// Blocks of one layer and WIDTH channels, all (N, kinds, WIDTH): kinds are r, s and, but in the first layer, p = v ⊙ μ for
-// senders, and q and μ for receivers. W = B C are the filters of a pair for r, s and v; `panels` are those of C.
-template <typename T, int KINDS>
+// Blocks of one layer and WIDTH channels, all (N, kinds, WIDTH) of numbers: kinds are r, s and, but in the first layer,
+// p = v ⊙ μ for senders, and q and μ for receivers. The senders of the first layer have no rates. W = B C are the filters
+// of a pair for r, s and v; `panels` are those of C.
+template <typename N, int KINDS>
 class PainnPairs {
-  public:
-    static constexpr int SENDER = KINDS == 3 ? 5 : 2, RECEIVER = 4;
+    using T = Real<N>;
+    using V = Many<N>;
+    using Z = std::conditional_t<KINDS == 3, N, T>;
 
-    PainnPairs(const EngineArguments<T>& a, const Pairs<T>& pairs, const T* panels, int64_t panel)
+  public:
+    static constexpr int SENDER = (KINDS == 3 ? 5 : 2) * PARTS<Z>, RECEIVER = 4 * PARTS<N>;
+
+    PainnPairs(const EngineArguments<T>& a, const Motion<N>& pairs, const T* panels, int64_t panel)
         : a_(a), pairs_(pairs), panels_(panels), panel_(panel) {}
 
     // Adds the messages to the features of the receivers.
-    void message(const T* z, T* out) const {
-        alignas(64) T w[KINDS * SIZE];
+    void message(T* z, T* out) const {
+        Tile w, slope;
         tiles([&](int64_t p0, int64_t n) {
             filters(pairs_.basis, p0, n, w);
+            if constexpr (IS_DUAL<N>) filters(pairs_.slope, p0, n, slope);
             for (int64_t t = 0; t < n; ++t) {
                 const int64_t p = p0 + t, i = a_.first[p], j = a_.second[p];
-                const T *u = pairs_.u + 3 * p, minus[3] = {-u[0], -u[1], -u[2]};
+                const Edge forth(pairs_, p, T(1)), back(pairs_, p, T(-1));
                 for (int k = 0; k < 2; ++k) {
-                    send(w + t * WIDTH<T>, k, u, z + j * SENDER * WIDTH<T>, out + i * RECEIVER * WIDTH<T>);
-                    send(w + t * WIDTH<T>, k, minus, z + i * SENDER * WIDTH<T>, out + j * RECEIVER * WIDTH<T>);
+                    const Filters f(w, slope, pairs_, p, t, k);
+                    send(f.w, forth, k, sender(z, j), receiver(out, i));
+                    send(f.w, back, k, sender(z, i), receiver(out, j));
                 }
             }
         });
     }
 
-    // From derivatives g by the receivers' features to those by the senders', added to by_z (null: not wanted), and of
-    // each pair by direction and length, written to by_pair (P, 4).
-    void pullback(const T* z, const T* g, T* by_z, T* by_pair) const {
-        alignas(64) T w[KINDS * SIZE], slope[KINDS * SIZE];
+    // From derivatives g by the receivers' features to those by the senders', added to by_z; by the weights C of the
+    // filters, as asked for, added to by_c (KINDS, K + 1, WIDTH), with dual numbers only; and of each pair by direction and
+    // length, written to by_pair (P, 4). What is null is not wanted.
+    void pullback(T* z, T* g, T* by_z, T* by_c, N* by_pair) const {
+        Tile w, slope, curvature, by_w, by_slope;
         tiles([&](int64_t p0, int64_t n) {
             filters(pairs_.basis, p0, n, w);
             filters(pairs_.slope, p0, n, slope);
+            if (IS_DUAL<N> && by_pair) filters(pairs_.curvature, p0, n, curvature);
             for (int64_t t = 0; t < n; ++t) {
                 const int64_t p = p0 + t, i = a_.first[p], j = a_.second[p];
-                const int64_t z_i = i * SENDER * WIDTH<T>, z_j = j * SENDER * WIDTH<T>;
-                const T *u = pairs_.u + 3 * p, minus[3] = {-u[0], -u[1], -u[2]};
-                const T *g_i = g + i * RECEIVER * WIDTH<T>, *g_j = g + j * RECEIVER * WIDTH<T>;
+                const Edge forth(pairs_, p, T(1)), back(pairs_, p, T(-1));
                 Sums sums = {};
                 for (int k = 0; k < 2; ++k) {
-                    Vector<T> by_w[KINDS] = {};
-                    pull(w + t * WIDTH<T>, k, u, T(1), z + z_j, g_i, by_z ? by_z + z_j : nullptr, by_w, sums);
-                    pull(w + t * WIDTH<T>, k, minus, T(-1), z + z_i, g_j, by_z ? by_z + z_i : nullptr, by_w, sums);
-                    for (int kind = 0; kind < KINDS; ++kind)
-                        sums.length += by_w[kind] * vector(slope + t * WIDTH<T> + kind * SIZE, k);
+                    const Filters f(w, slope, pairs_, p, t, k);
+                    V by[KINDS] = {};
+                    pull(f.w, forth, k, sender(z, j), receiver(g, i), sender(by_z, j), by, by_pair ? &sums : nullptr);
+                    pull(f.w, back, k, sender(z, i), receiver(g, j), sender(by_z, i), by, by_pair ? &sums : nullptr);
+                    if constexpr (IS_DUAL<N>)
+                        for (int kind = 0; by_c && kind < KINDS; ++kind) {
+                            vector(by_w.at(kind, t), k) = by[kind].rate;
+                            vector(by_slope.at(kind, t), k) = pairs_.speed(p) * by[kind].value;
+                        }
+                    if (!by_pair) continue;
+                    const Filters falls(slope, curvature, pairs_, p, t, k);
+                    for (int kind = 0; kind < KINDS; ++kind) accumulate(sums.length, by[kind], falls.w[kind]);
                 }
-                for (int x = 0; x < 3; ++x) by_pair[4 * p + x] = total<T>(sums.along[x]);
-                by_pair[4 * p + 3] = total<T>(sums.length);
+                if (by_pair) sums.write(by_pair + 4 * p);
+            }
+            if (!by_c) return;
+            const int64_t row = pairs_.row, start = p0 * row;
+            for (int kind = 0; kind < KINDS; ++kind) {
+                T* to = by_c + kind * row * WIDTH<T>;
+                add_product(pairs_.basis + start, 1, row, by_w.at(kind, 0), WIDTH<T>, to, WIDTH<T>, row, n);
+                add_product(pairs_.slope + start, 1, row, by_slope.at(kind, 0), WIDTH<T>, to, WIDTH<T>, row, n);
             }
         });
     }
 
   private:
-    static constexpr int64_t SIZE = PAIR_TILE * WIDTH<T>;
-
-    struct Sums {
-        Vector<T> along[3], length;
+    // Something of each filter of a tile of pairs.
+    struct Tile {
+        alignas(64) T data[KINDS * PAIR_TILE * WIDTH<T>];
+        T* at(int kind, int64_t t) { return data + (kind * PAIR_TILE + t) * WIDTH<T>; }
+        const T* at(int kind, int64_t t) const { return data + (kind * PAIR_TILE + t) * WIDTH<T>; }
     };
+    // One direction of a pair.
+    struct Edge {
+        N u[3];
+        T sign;
+        Edge(const Motion<N>& pairs, int64_t p, T sign) : sign(sign) {
+            for (int x = 0; x < 3; ++x) u[x] = sign * pairs.direction(p, x);
+        }
+    };
+    // The filters of a pair from their values and, for their rates, their derivatives by the length.
+    struct Filters {
+        V w[KINDS];
+        Filters(const Tile& values, const Tile& slopes, const Motion<N>& pairs, int64_t p, int64_t t, int k) {
+            for (int kind = 0; kind < KINDS; ++kind)
+                if constexpr (IS_DUAL<N>)
+                    w[kind] = {vector(values.at(kind, t), k), pairs.speed(p) * vector(slopes.at(kind, t), k)};
+                else
+                    w[kind] = vector(values.at(kind, t), k);
+        }
+    };
+    struct Sums {
+        V along[3], length;
+        void write(N* to) const {
+            for (int x = 0; x < 3; ++x) to[x] = sum_of<N>(along[x]);
+            to[3] = sum_of<N>(length);
+        }
+    };
+
+    static Rows<Z> sender(T* z, int64_t i) { return {z ? z + i * SENDER * WIDTH<T> : nullptr, WIDTH<T>}; }
+    static Rows<N> receiver(T* g, int64_t i) { return {g + i * RECEIVER * WIDTH<T>, WIDTH<T>}; }
 
     template <typename Body>
     void tiles(Body body) const {
         for (int64_t p0 = 0; p0 < a_.pairs; p0 += PAIR_TILE) body(p0, std::min(PAIR_TILE, a_.pairs - p0));
     }
 
-    // W of a tile, (KINDS, PAIR_TILE, WIDTH), from radial functions; or its slope, from theirs.
-    void filters(const T* basis, int64_t p0, int64_t n, T* w) const {
+    // W of a tile from radial functions; or its derivatives by the length, from theirs.
+    void filters(const T* basis, int64_t p0, int64_t n, Tile& w) const {
         for (int kind = 0; kind < KINDS; ++kind)
             product(basis + p0 * pairs_.row, pairs_.row, 1, panels_ + kind * panel_, WIDTH<T>, NOTHING<T>, 0,
-                    w + kind * SIZE, WIDTH<T>, n, pairs_.row);
+                    w.at(kind, 0), WIDTH<T>, n, pairs_.row);
     }
 
-    static void send(const T* w, int k, const T* u, const T* z, T* out) {
-        const Vector<T> wr = vector(w, k) * vector(z, k);
-        Vector<T> m[3] = {u[0] * wr, u[1] * wr, u[2] * wr};
-        if constexpr (KINDS == 3)
-            for (int x = 0; x < 3; ++x) m[x] += vector(w + 2 * SIZE, k) * vector(z + (2 + x) * WIDTH<T>, k);
-        vector(out, k) += vector(w + SIZE, k) * vector(z + WIDTH<T>, k);
-        for (int x = 0; x < 3; ++x) vector(out + (1 + x) * WIDTH<T>, k) += m[x];
-    }
-
-    static void pull(const T* w, int k, const T* u, T sign, const T* z, const T* g, T* by_z, Vector<T>* by_w, Sums& sums) {
-        const Vector<T> q = vector(g, k), r = vector(z, k), wr = sign * vector(w, k) * r;
-        Vector<T> m[3], e = {};
+    static void send(const V* w, const Edge& edge, int k, const Rows<Z>& z, const Rows<N>& out) {
+        const int64_t f = k * Simd<T>::lanes;
+        const V wr = w[0] * z.at(0, f);
+        out.accumulate_at(0, f, w[1], z.at(1, f));
         for (int x = 0; x < 3; ++x) {
-            m[x] = vector(g + (1 + x) * WIDTH<T>, k);
-            e += u[x] * m[x];
-            sums.along[x] += wr * m[x];
+            V m = edge.u[x] * wr;
+            if constexpr (KINDS == 3) accumulate(m, w[2], z.at(2 + x, f));
+            out.add(1 + x, f, m);
         }
-        by_w[0] += r * e;
-        by_w[1] += vector(z + WIDTH<T>, k) * q;
+    }
+
+    static void pull(const V* w, const Edge& edge, int k, const Rows<Z>& z, const Rows<N>& g, const Rows<Z>& by_z,
+                     V* by_w, Sums* sums) {
+        const int64_t f = k * Simd<T>::lanes;
+        const auto r = z.at(0, f), s = z.at(1, f);
+        const V q = g.at(0, f);
+        V m[3], e = {};
+        for (int x = 0; x < 3; ++x) m[x] = g.at(1 + x, f), accumulate(e, edge.u[x], m[x]);
+        accumulate(by_w[0], e, r);
+        accumulate(by_w[1], q, s);
         if constexpr (KINDS == 3)
-            for (int x = 0; x < 3; ++x) by_w[2] += vector(z + (2 + x) * WIDTH<T>, k) * m[x];
+            for (int x = 0; x < 3; ++x) accumulate(by_w[2], m[x], z.at(2 + x, f));
+        if (sums) {
+            const V wr = edge.sign * (w[0] * r);
+            for (int x = 0; x < 3; ++x) accumulate(sums->along[x], wr, m[x]);
+        }
         if (!by_z) return;
-        vector(by_z, k) += vector(w, k) * e;
-        vector(by_z + WIDTH<T>, k) += vector(w + SIZE, k) * q;
+        by_z.accumulate_at(0, f, w[0], e);
+        by_z.accumulate_at(1, f, w[1], q);
         if constexpr (KINDS == 3)
-            for (int x = 0; x < 3; ++x) vector(by_z + (2 + x) * WIDTH<T>, k) += vector(w + 2 * SIZE, k) * m[x];
+            for (int x = 0; x < 3; ++x) by_z.accumulate_at(2 + x, f, w[2], m[x]);
     }
 
     const EngineArguments<T>& a_;
-    const Pairs<T>& pairs_;
+    const Motion<N>& pairs_;
     const T* panels_;
     const int64_t panel_;
 };
