@@ -141,21 +141,31 @@ N sum_of(const Many<N>& x) {
         return total<N>(x);
 }
 
-// Rows of so many channels; the rates of a row of dual numbers follow on its values.
+// Rows of so many channels, `step` apart. The rates of a row of dual numbers are `rates` behind its values: they follow on
+// them, or come after the values of all rows.
 template <typename N>
 struct Rows {
-    Real<N>* data;
-    int64_t width;
+    Real<N>* data = nullptr;
+    int64_t width = 0, step = 0, rates = 0;
+
+    Rows() = default;
+    Rows(Real<N>* data, int64_t width) : data(data), width(width), step(PARTS<N> * width), rates(width) {}
+    Rows(Real<N>* data, int64_t width, int64_t all) : data(data), width(width), step(width), rates(all * width) {}
 
     explicit operator bool() const { return data; }
-    Real<N>* row(int64_t r) const { return data + r * PARTS<N> * width; }
-    Rows from(int64_t r) const { return {data ? row(r) : nullptr, width}; }
+    Real<N>* row(int64_t r) const { return data + r * step; }
+    Rows from(int64_t r) const {
+        Rows rows = *this;
+        if (data) rows.data = row(r);
+        return rows;
+    }
+    bool in_turn() const { return step == PARTS<N> * width; }
 
     // The vector of channels from f on.
     Many<N> at(int64_t r, int64_t f) const {
         const Real<N>* here = row(r) + f;
         if constexpr (IS_DUAL<N>)
-            return {vector(here, 0), vector(here + width, 0)};
+            return {vector(here, 0), vector(here + rates, 0)};
         else
             return vector(here, 0);
     }
@@ -166,9 +176,9 @@ struct Rows {
         Real<N>* here = row(r) + f;
         vector(here, 0) = value(x);
         if constexpr (IS_DUAL<X>)
-            vector(here + width, 0) = x.rate;
+            vector(here + rates, 0) = x.rate;
         else if constexpr (IS_DUAL<N>)
-            vector(here + width, 0) = Vector<Real<N>>{};
+            vector(here + rates, 0) = Vector<Real<N>>{};
     }
 
     template <typename X>

@@ -140,8 +140,11 @@ class Engine {
     // Rows from `start` on of memory for all of them; where there is none, memory for `rows` of them.
     template <typename Z>
     static Rows<Z> rows(T* all, int64_t start, int64_t rows, int64_t width, Scratch<T>& scratch) {
-        return {all ? all + start * PARTS<Z> * width : scratch.take(rows * PARTS<Z> * width), width};
+        if (all) return Rows<Z>{all, width}.from(start);
+        return {scratch.take(rows * PARTS<Z> * width), width, rows};
     }
+
+    N* numbers(int64_t count) { return reinterpret_cast<N*>(scratch_.zeros(count * PARTS<N>)); }
 
     T* by_weight(int64_t k) const { return by_weights_ ? by_weights_[k] : nullptr; }
 
@@ -186,7 +189,7 @@ class Engine {
         apply(heads.energy.in_t, by, by_q, n);
         if constexpr (IS_DUAL<N>)
             for (int64_t i = 0; a_.g_latents && i < n; ++i)
-                for (int64_t f = 0; f < f_; ++f) by_q.row(i)[fp_ + f] += a_.g_latents[(member_ * n_ + start + i) * f_ + f];
+                for (int64_t f = 0; f < f_; ++f) by_q.row(i)[by_q.rates + f] += a_.g_latents[(member_ * n_ + start + i) * f_ + f];
     }
 
     // Derivatives by the head's weights, from the one with this number on, with the last features (N, Fp).
@@ -246,7 +249,6 @@ class Engine {
 
     const EngineArguments<T>& a_;
     Scratch<T> scratch_;
-    Scratch<N> numbers_;
     const Motion<N> pairs_;
     const int64_t* species_;
     const int64_t member_;
@@ -321,8 +323,10 @@ struct Structure {
             species.push_back(s);
         }
         const int64_t row = enveloped ? a.radial + 1 : padded<T>(a.radial), size = a.pairs * row;
-        pairs = {scratch.take(a.pairs), scratch.take(3 * a.pairs), scratch.zeros(size), scratch.zeros(size),
-                 curved ? scratch.zeros(size) : nullptr, scratch.take(a.pairs), scratch.take(a.pairs), scratch.take(a.pairs), row};
+        // What is beyond the last radial function counts for nothing: it has to be zero where sums go over whole rows.
+        T* basis = curved ? scratch.zeros(2 * size) : scratch.take(2 * size);
+        pairs = {scratch.take(a.pairs), scratch.take(3 * a.pairs), basis, basis + size, curved ? scratch.zeros(size) : nullptr,
+                 scratch.take(a.pairs), scratch.take(a.pairs), scratch.take(a.pairs), row};
         geometry(a.positions, a.shifts, a.first, a.second, a.pairs, static_cast<Basis>(a.basis), a.radial, a.cutoff,
                  enveloped, pairs, static_cast<int>(a.threads));
         a.closest = std::numeric_limits<double>::infinity();

@@ -52,7 +52,7 @@ class PainnEngine : Engine<N, PainnWeights<Real<N>>> {
     using Base = Engine<N, PainnWeights<Real<N>>>;
     using typename Base::T, typename Base::V;
     using Base::a_, Base::act_, Base::blocks_, Base::by_weight, Base::by_weights_, Base::each, Base::each_atom, Base::f_,
-        Base::fp_, Base::kept, Base::n_, Base::numbers_, Base::of_pairs, Base::pairs_, Base::place, Base::scratch_,
+        Base::fp_, Base::kept, Base::n_, Base::numbers, Base::of_pairs, Base::pairs_, Base::place, Base::scratch_,
         Base::threads_, Base::weights_;
 
     // One layer, and what its way back needs of its way there: all atoms' rows. Before the messages the first layer has
@@ -100,8 +100,8 @@ class PainnEngine : Engine<N, PainnWeights<Real<N>>> {
             });
         }
         if (by_weights_) this->head_weights(last_, 1 + 11 * a_.layers);
-        by_pair_ = numbers_.zeros(a_.pairs * 4);
-        N* by_blocks = of_pairs() ? numbers_.take(blocks_ * a_.pairs * 4) : nullptr;
+        by_pair_ = numbers(a_.pairs * 4);
+        N* by_blocks = of_pairs() ? numbers(blocks_ * a_.pairs * 4) : nullptr;
         for (int64_t k = a_.layers - 1; k >= 0; --k) {
             const Layer& l = layers_[k];
             if (by_weights_) mix_weights(l);

@@ -44,13 +44,18 @@ class SchnetEngine : Engine<N, SchnetWeights<Real<N>>> {
     using Base = Engine<N, SchnetWeights<Real<N>>>;
     using typename Base::T, typename Base::V;
     using Base::a_, Base::act_, Base::blocks_, Base::by_weight, Base::by_weights_, Base::each, Base::each_atom, Base::f_,
-        Base::fp_, Base::kept, Base::n_, Base::numbers_, Base::of_pairs, Base::pairs_, Base::place, Base::scratch_,
+        Base::fp_, Base::kept, Base::n_, Base::numbers, Base::of_pairs, Base::pairs_, Base::place, Base::scratch_,
         Base::threads_, Base::weights_;
+
+    // Filters depend on a pair's length alone, and are dual numbers always: where N is real, their rates are those by the
+    // length, which the way back needs and nothing else of them.
+    using Filter = Dual<T>;
+    using Filters = Many<Filter>;
 
     // One layer, and what its way back needs of its way there. What the first layer sends has no rates.
     struct Layer : SchnetWeights<T>::Layer {
         int64_t number;
-        T *w, *filter_slope;        // (blocks, P, WIDTH): filters without the cutoff function; (P, Fp): their MLP's slopes
+        T *w, *filter_slope;        // (blocks, P, WIDTH): filters; (P, Fp): their MLP's slopes
         T *x, *z, *slope;           // (N, Fp): features; (blocks, N, WIDTH): senders; (N, Fp): slopes of the update
         T *filter_hidden, *m, *a;   // inputs of linear maps, for the derivatives by these; or null
     };
@@ -65,9 +70,9 @@ class SchnetEngine : Engine<N, SchnetWeights<Real<N>>> {
         x_ = own_features(a_.layers) ? scratch_.take(n_ * PARTS<N> * fp_) : layers_.back().x;
         by_x_ = by_weights_ ? scratch_.take(n_ * PARTS<N> * fp_) : x_;
         received_ = scratch_.take(n_ * PARTS<N> * fp_), by_z_ = scratch_.take(n_ * PARTS<N> * fp_);
-        by_w_ = scratch_.take(a_.pairs * PARTS<N> * fp_);
+        by_w_ = IS_DUAL<N> ? scratch_.take(a_.pairs * 2 * fp_) : nullptr;
         by_sent_ = kept(n_, fp_), by_h_ = kept(n_, fp_), by_filter_ = kept(a_.pairs, fp_), by_filter_h_ = kept(a_.pairs, fp_);
-        by_pair_ = numbers_.zeros(a_.pairs), by_blocks_ = of_pairs() ? numbers_.take(blocks_ * a_.pairs) : nullptr;
+        by_pair_ = numbers(a_.pairs), by_blocks_ = of_pairs() ? numbers(blocks_ * a_.pairs) : nullptr;
         set_basis();
         each_atom([&](int64_t start, int64_t n, Scratch<T>& scratch) {
             const Rows<T> x = Rows<T>{layers_[0].x, fp_}.from(start);
@@ -110,32 +115,33 @@ class SchnetEngine : Engine<N, SchnetWeights<Real<N>>> {
     Layer with_room(const typename SchnetWeights<T>::Layer& weights, int64_t number) {
         Layer l = {};
         static_cast<typename SchnetWeights<T>::Layer&>(l) = weights;
-        const int64_t atoms = n_ * PARTS<N> * fp_, pairs = a_.pairs * PARTS<N> * fp_;
+        const int64_t atoms = n_ * PARTS<N> * fp_, pairs = a_.pairs * 2 * fp_;
         l.number = number;
-        l.w = scratch_.take(pairs), l.filter_slope = scratch_.take(pairs);
+        l.w = scratch_.take(pairs), l.filter_slope = IS_DUAL<N> ? scratch_.take(pairs) : nullptr;
         l.x = own_features(number) ? scratch_.take(atoms) : layers_.back().x;
         l.z = scratch_.take(atoms), l.slope = scratch_.take(atoms);
         l.filter_hidden = kept(a_.pairs, fp_), l.m = kept(n_, fp_), l.a = kept(n_, fp_);
         return l;
     }
 
-    // The radial functions in numbers N.
-    void set_basis() {
-        basis_ = {pairs_.basis, pairs_.row};
-        if constexpr (IS_DUAL<N>) {
-            basis_.data = scratch_.take(a_.pairs * 2 * pairs_.row);
-            for (int64_t p = 0; p < a_.pairs; ++p)
-                for (int64_t k = 0; k < pairs_.row; k += Simd<T>::lanes)
-                    basis_.put(p, k, radial(pairs_.basis, pairs_.slope, p, k));
-        }
+    // How fast the length changes.
+    T speed(int64_t p) const {
+        if constexpr (IS_DUAL<N>)
+            return pairs_.speed(p);
+        else
+            return 1;
     }
 
-    V radial(const T* values, const T* slopes, int64_t p, int64_t k) const {
-        const Vector<T> value = vector(values + p * pairs_.row + k, 0);
-        if constexpr (IS_DUAL<N>)
-            return {value, pairs_.speed(p) * vector(slopes + p * pairs_.row + k, 0)};
-        else
-            return value;
+    void set_basis() {
+        basis_ = {pairs_.basis, pairs_.row, a_.pairs};
+        if (!IS_DUAL<N>) return;
+        basis_ = {scratch_.take(a_.pairs * 2 * pairs_.row), pairs_.row};
+        for (int64_t p = 0; p < a_.pairs; ++p)
+            for (int64_t k = 0; k < pairs_.row; k += Simd<T>::lanes) basis_.put(p, k, radial(pairs_.basis, pairs_.slope, p, k));
+    }
+
+    Filters radial(const T* values, const T* slopes, int64_t p, int64_t k) const {
+        return {vector(values + p * pairs_.row + k, 0), speed(p) * vector(slopes + p * pairs_.row + k, 0)};
     }
 
     // An atom's features in a block.
@@ -143,8 +149,10 @@ class SchnetEngine : Engine<N, SchnetWeights<Real<N>>> {
     Rows<Z> atom(T* features, int64_t block, int64_t i) const {
         return this->template place<Z>(features, 1, block, i);
     }
-    Rows<N> pair(T* filters, int64_t block, int64_t p) const {
-        return Rows<N>{filters, WIDTH<T>}.from(block * a_.pairs + p);
+    Rows<Filter> pair(T* filters, int64_t block, int64_t p) const {
+        // Where N is real, the way there reads values alone.
+        const Rows<Filter> in_turn = {filters, WIDTH<T>}, apart = {filters, WIDTH<T>, blocks_ * a_.pairs};
+        return (IS_DUAL<N> ? in_turn : apart).from(block * a_.pairs + p);
     }
 
     // Filters act(b V + c) V' + c' of radial functions b.
@@ -152,12 +160,16 @@ class SchnetEngine : Engine<N, SchnetWeights<Real<N>>> {
         pieces(threads_, a_.pairs, FILTER_PIECE, [&](int64_t p0, int64_t p1) {
             Scratch<T> scratch;
             const int64_t n = p1 - p0;
-            const Rows<N> slope = Rows<N>{l.filter_slope, fp_}.from(p0), w = rows(nullptr, 0, n, scratch);
-            const Rows<N> hidden = rows(l.filter_hidden, p0, n, scratch);
-            apply(l.filters.in, basis_.from(p0), slope, n);
-            activate(act_, slope, hidden, n);
+            const Rows<Filter> h = Base::template rows<Filter>(l.filter_slope, p0, n, fp_, scratch);
+            const Rows<Filter> hidden = Base::template rows<Filter>(l.filter_hidden, p0, n, fp_, scratch);
+            const Rows<Filter> w = Base::template rows<Filter>(nullptr, 0, n, fp_, scratch);
+            apply(l.filters.in, basis_.from(p0), h, n);
+            activate<IS_DUAL<N>>(act_, h, hidden, n);
             apply(l.filters.out, hidden, w, n);
-            each(n, [&](int64_t p, int64_t f) { pair(l.w, f / WIDTH<T>, p0 + p).put(0, f % WIDTH<T>, w.at(p, f)); });
+            each(n, [&](int64_t p, int64_t f) {
+                const Filters one = IS_DUAL<N> ? w.at(p, f) : envelope(p0 + p) * w.at(p, f);
+                pair(l.w, f / WIDTH<T>, p0 + p).put(0, f % WIDTH<T>, one);
+            });
         });
     }
 
@@ -166,7 +178,23 @@ class SchnetEngine : Engine<N, SchnetWeights<Real<N>>> {
     }
     Rows<N> rows(T* all, int64_t start, int64_t n, Scratch<T>& scratch) const { return rows(all, start, n, fp_, scratch); }
 
-    N envelope(int64_t p) const { return pairs_.moving(p, pairs_.envelope[p], pairs_.fall[p]); }
+    Filter envelope(int64_t p) const { return {pairs_.envelope[p], speed(p) * pairs_.fall[p]}; }
+
+    // A filter with the cutoff function, from what `filter` left: the way back through dual ones needs them without it.
+    static Filters enveloped_filter(const Filter& cutoff, const Filters& w) {
+        if constexpr (IS_DUAL<N>)
+            return cutoff * w;
+        else
+            return w;
+    }
+
+    // The number N that a filter is.
+    static V in_numbers(const Filters& w) {
+        if constexpr (IS_DUAL<N>)
+            return w;
+        else
+            return w.value;
+    }
 
     template <typename Z>
     void send(const Layer& l, int64_t start, int64_t n, const Rows<Z>& x, Scratch<T>& scratch) const {
@@ -190,9 +218,9 @@ class SchnetEngine : Engine<N, SchnetWeights<Real<N>>> {
         for (int64_t p = 0; p < a_.pairs; ++p) {
             const Rows<Z> z_i = atom<Z>(l.z, c, a_.first[p]), z_j = atom<Z>(l.z, c, a_.second[p]);
             const Rows<N> to_i = atom<N>(received_, c, a_.first[p]), to_j = atom<N>(received_, c, a_.second[p]);
-            const N by = envelope(p);
+            const Filter cutoff = envelope(p);
             for (int64_t f = 0; f < WIDTH<T>; f += Simd<T>::lanes) {
-                const V w = by * pair(l.w, c, p).at(0, f);
+                const V w = in_numbers(enveloped_filter(cutoff, pair(l.w, c, p).at(0, f)));
                 to_i.accumulate_at(0, f, w, z_j.at(0, f));
                 to_j.accumulate_at(0, f, w, z_i.at(0, f));
             }
@@ -208,28 +236,34 @@ class SchnetEngine : Engine<N, SchnetWeights<Real<N>>> {
             if (senders) std::memset(atom<Z>(by_z_, c, 0).data, 0, n_ * PARTS<Z> * WIDTH<T> * sizeof(T));
             for (int64_t p = 0; p < a_.pairs; ++p) {
                 const int64_t i = a_.first[p], j = a_.second[p];
-                const N by = envelope(p);
-                V by_envelope = {};
+                const Filter cutoff = envelope(p);
+                V by_length = {};
                 for (int64_t f = 0; f < WIDTH<T>; f += Simd<T>::lanes) {
                     const V g_i = atom<N>(received_, c, i).at(0, f), g_j = atom<N>(received_, c, j).at(0, f);
-                    const V filter = pair(l.w, c, p).at(0, f);
-                    V both = g_i * atom<Z>(l.z, c, j).at(0, f);
-                    accumulate(both, g_j, atom<Z>(l.z, c, i).at(0, f));
-                    pair(by_w_, c, p).put(0, f, by * both);
-                    if (by_blocks_) accumulate(by_envelope, both, filter);
+                    const Filters filter = pair(l.w, c, p).at(0, f), w = enveloped_filter(cutoff, filter);
+                    V by = g_i * atom<Z>(l.z, c, j).at(0, f);
+                    accumulate(by, g_j, atom<Z>(l.z, c, i).at(0, f));
+                    if constexpr (IS_DUAL<N>) {
+                        pair(by_w_, c, p).put(0, f, cutoff * by);
+                        if (by_blocks_) accumulate(by_length, by, filter);
+                    } else {
+                        by_length += by * w.rate;
+                    }
                     if (!senders) continue;
-                    const V w = by * filter;
-                    atom<Z>(by_z_, c, j).accumulate_at(0, f, w, g_i);
-                    atom<Z>(by_z_, c, i).accumulate_at(0, f, w, g_j);
+                    atom<Z>(by_z_, c, j).accumulate_at(0, f, in_numbers(w), g_i);
+                    atom<Z>(by_z_, c, i).accumulate_at(0, f, in_numbers(w), g_j);
                 }
-                if (by_blocks_)
-                    by_blocks_[c * a_.pairs + p] = sum_of<N>(by_envelope) * pairs_.moving(p, pairs_.fall[p], pairs_.bend[p]);
+                if (!by_blocks_) continue;
+                N sum = sum_of<N>(by_length);
+                if constexpr (IS_DUAL<N>) sum = sum * N{pairs_.fall[p], pairs_.speed(p) * pairs_.bend[p]};
+                by_blocks_[c * a_.pairs + p] = sum;
             }
         });
         if (by_blocks_) this->add_blocks(by_blocks_, a_.pairs, by_pair_);
-        filter_back(l);
+        if constexpr (IS_DUAL<N>) filter_back(l);
     }
 
+    // From derivatives by the filters, of dual numbers, to those by their weights and by the lengths.
     void filter_back(const Layer& l) const {
         pieces(threads_, a_.pairs, FILTER_PIECE, [&](int64_t p0, int64_t p1) {
             Scratch<T> scratch;
@@ -313,10 +347,10 @@ class SchnetEngine : Engine<N, SchnetWeights<Real<N>>> {
     static constexpr int64_t FILTER_PIECE = 60;  // pairs
 
     std::vector<Layer> layers_;
-    Rows<N> basis_ = {};                         // (P, K)
+    Rows<Filter> basis_ = {};                    // (P, K)
     T *x_ = nullptr, *by_x_ = nullptr;           // (N, Fp): the last features, and the derivatives by each layer's
     T *received_ = nullptr, *by_z_ = nullptr;    // (blocks, N, WIDTH): messages, later the derivatives by them; by senders
-    T* by_w_ = nullptr;                          // (blocks, P, WIDTH): derivatives by filters
+    T* by_w_ = nullptr;                          // (blocks, P, WIDTH): derivatives by filters, of dual numbers
     N *by_pair_ = nullptr, *by_blocks_ = nullptr;  // by lengths (P,), and of a layer (blocks, P)
     // For the derivatives by weights, or null: derivatives by the results of linear maps.
     T *by_sent_ = nullptr, *by_h_ = nullptr, *by_filter_ = nullptr, *by_filter_h_ = nullptr;

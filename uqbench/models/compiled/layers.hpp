@@ -41,15 +41,16 @@ alignas(64) constexpr T NOTHING[WIDTH<T>] = {};
 template <typename N>
 void apply(const Linear<Real<N>>& w, const Rows<N>& x, const Rows<N>& out, int64_t rows, bool add = false) {
     using T = Real<N>;
-    // Values and rates apart, or in turn where they are treated alike.
-    const int64_t parts = w.bias && !add ? PARTS<N> : 1, all = rows * PARTS<N> / parts, piece = ROW_PIECE / parts;
-    const int64_t x_row = x.width * parts, out_row = out.width * parts;
+    // Values and rates apart; or alike, as rows that follow on one another.
+    const bool alike = x.in_turn() && out.in_turn() && (add || !w.bias);
+    const int64_t parts = alike ? 1 : PARTS<N>, all = alike ? rows * PARTS<N> : rows, piece = ROW_PIECE / parts;
+    const int64_t x_row = alike ? x.width : x.step, out_row = alike ? out.width : out.step;
     for (int64_t r0 = 0; r0 < all; r0 += piece)
         for (int64_t column = 0; column < w.columns; column += WIDTH<T>)
             for (int64_t part = 0; part < parts; ++part) {
-                T* to = out.data + r0 * out_row + part * out.width + column;
+                T* to = out.data + r0 * out_row + part * out.rates + column;
                 const T* start = add ? to : w.bias && !part ? w.bias + column : NOTHING<T>;
-                product(x.data + r0 * x_row + part * x.width, x_row, 1, w.panels + column * w.inner, WIDTH<T>, start,
+                product(x.data + r0 * x_row + part * x.rates, x_row, 1, w.panels + column * w.inner, WIDTH<T>, start,
                         add ? out_row : 0, to, out_row, std::min(piece, all - r0), w.inner);
             }
 }
@@ -63,7 +64,7 @@ void linear_back(int threads, const Rows<N>& x, int64_t inputs, const Rows<N>& y
                  int64_t rows, Real<N>* to, Real<N>* to_bias, int64_t offset = 0) {
     using T = Real<N>;
     const int64_t width = padded<T>(channels), columns = blocks * channels;
-    const int64_t x_row = x.width * PARTS<N>, y_row = y.width * PARTS<N>, other = IS_DUAL<N> ? y.width : 0;
+    const int64_t other = IS_DUAL<N> ? y.rates : 0;
     pieces(threads, to || to_bias ? blocks * width / WIDTH<T> : 0, 1, [&](int64_t panel, int64_t) {
         const int64_t block = panel * WIDTH<T> / width, channel = panel * WIDTH<T> % width;
         const int64_t count = std::min<int64_t>(WIDTH<T>, channels - channel);
@@ -75,8 +76,8 @@ void linear_back(int threads, const Rows<N>& x, int64_t inputs, const Rows<N>& y
                 const int64_t now = std::min(ROWS_AT_ONCE / PARTS<N>, rows - r);
                 // The rate of a product: a value and a rate each time.
                 for (int64_t part = 0; part < PARTS<N>; ++part)
-                    add_product(x.row(r) + part * x.width, 1, x_row, from + r * y_row + other - part * y.width, y_row, sums,
-                                WIDTH<T>, inputs, now);
+                    add_product(x.row(r) + part * x.rates, 1, x.step, from + r * y.step + other - part * y.rates, y.step,
+                                sums, WIDTH<T>, inputs, now);
             }
             for (int64_t c = 0; c < inputs; ++c)
                 std::memcpy(to + (offset + c) * columns + block * channels + channel, sums + c * WIDTH<T>, count * sizeof(T));
@@ -84,7 +85,7 @@ void linear_back(int threads, const Rows<N>& x, int64_t inputs, const Rows<N>& y
         if (to_bias) {
             alignas(64) T sums[WIDTH<T>] = {};
             for (int64_t r = 0; r < rows; ++r)
-                for (int k = 0; k < 2; ++k) vector(sums, k) += vector(from + r * y_row + other, k);
+                for (int k = 0; k < 2; ++k) vector(sums, k) += vector(from + r * y.step + other, k);
             std::memcpy(to_bias + block * channels + channel, sums, count * sizeof(T));
         }
     });
@@ -166,8 +167,8 @@ Curve<T> curve(Activation act, Vector<T> x) {
             x < zero ? y * over : over, y * over * over};
 }
 
-// a = act(h), and h becomes act'(h); over padded rows.
-template <typename N>
+// a = act(h), and h becomes act'(h), if that is wanted; over padded rows.
+template <bool SLOPES = true, typename N>
 void activate(Activation act, const Rows<N>& h, const Rows<N>& a, int64_t rows) {
     using T = Real<N>;
     for (int64_t r = 0; r < rows; ++r)
@@ -176,10 +177,10 @@ void activate(Activation act, const Rows<N>& h, const Rows<N>& a, int64_t rows) 
             const Curve<T> c = curve<T>(act, value(x));
             if constexpr (IS_DUAL<N>) {
                 a.put(r, f, Many<N>{c.value, c.slope * x.rate});
-                h.put(r, f, Many<N>{c.slope, c.curvature * x.rate});
+                if constexpr (SLOPES) h.put(r, f, Many<N>{c.slope, c.curvature * x.rate});
             } else {
                 a.put(r, f, c.value);
-                h.put(r, f, c.slope);
+                if constexpr (SLOPES) h.put(r, f, c.slope);
             }
         }
 }
@@ -203,7 +204,7 @@ enum class Basis : int64_t { bessel = 0, gaussian = 1 };
 template <typename T>
 struct Pairs {
     T *distance, *u;          // (P,), (P, 3)
-    T *basis, *slope;         // (P, row)
+    T *basis, *slope;         // (P, row), the latter right behind the former
     T* curvature;             // (P, row), second derivatives; or null
     T *envelope, *fall, *bend;  // (P,): cutoff function and its first and second derivatives
     int64_t row;

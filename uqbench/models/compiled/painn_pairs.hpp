@@ -44,10 +44,11 @@ class PainnPairs {
     // length, written to by_pair (P, 4). What is null is not wanted.
     void pullback(T* z, T* g, T* by_z, T* by_c, N* by_pair) const {
         Tile w, slope, curvature, by_w, by_slope;
+        const bool of_pairs = !IS_DUAL<N> || by_pair;
         tiles([&](int64_t p0, int64_t n) {
             filters(pairs_.basis, p0, n, w);
             filters(pairs_.slope, p0, n, slope);
-            if (IS_DUAL<N> && by_pair) filters(pairs_.curvature, p0, n, curvature);
+            if (IS_DUAL<N> && of_pairs) filters(pairs_.curvature, p0, n, curvature);
             for (int64_t t = 0; t < n; ++t) {
                 const int64_t p = p0 + t, i = a_.first[p], j = a_.second[p];
                 const Edge forth(pairs_, p, T(1)), back(pairs_, p, T(-1));
@@ -55,20 +56,20 @@ class PainnPairs {
                 for (int k = 0; k < 2; ++k) {
                     const Filters f(w, slope, pairs_, p, t, k);
                     V by[KINDS] = {};
-                    pull(f.w, forth, k, sender(z, j), receiver(g, i), sender(by_z, j), by, by_pair ? &sums : nullptr);
-                    pull(f.w, back, k, sender(z, i), receiver(g, j), sender(by_z, i), by, by_pair ? &sums : nullptr);
+                    pull(f.w, forth, k, sender(z, j), receiver(g, i), sender(by_z, j), by, sums, of_pairs);
+                    pull(f.w, back, k, sender(z, i), receiver(g, j), sender(by_z, i), by, sums, of_pairs);
                     if constexpr (IS_DUAL<N>)
                         for (int kind = 0; by_c && kind < KINDS; ++kind) {
                             vector(by_w.at(kind, t), k) = by[kind].rate;
                             vector(by_slope.at(kind, t), k) = pairs_.speed(p) * by[kind].value;
                         }
-                    if (!by_pair) continue;
+                    if (!of_pairs) continue;
                     const Filters falls(slope, curvature, pairs_, p, t, k);
                     for (int kind = 0; kind < KINDS; ++kind) accumulate(sums.length, by[kind], falls.w[kind]);
                 }
-                if (by_pair) sums.write(by_pair + 4 * p);
+                if (of_pairs) sums.write(by_pair + 4 * p);
             }
-            if (!by_c) return;
+            if (!IS_DUAL<N> || !by_c) return;
             const int64_t row = pairs_.row, start = p0 * row;
             for (int kind = 0; kind < KINDS; ++kind) {
                 T* to = by_c + kind * row * WIDTH<T>;
@@ -139,7 +140,7 @@ class PainnPairs {
     }
 
     static void pull(const V* w, const Edge& edge, int k, const Rows<Z>& z, const Rows<N>& g, const Rows<Z>& by_z,
-                     V* by_w, Sums* sums) {
+                     V* by_w, Sums& sums, bool of_pairs) {
         const int64_t f = k * Simd<T>::lanes;
         const auto r = z.at(0, f), s = z.at(1, f);
         const V q = g.at(0, f);
@@ -149,9 +150,9 @@ class PainnPairs {
         accumulate(by_w[1], q, s);
         if constexpr (KINDS == 3)
             for (int x = 0; x < 3; ++x) accumulate(by_w[2], m[x], z.at(2 + x, f));
-        if (sums) {
+        if (of_pairs) {
             const V wr = edge.sign * (w[0] * r);
-            for (int x = 0; x < 3; ++x) accumulate(sums->along[x], wr, m[x]);
+            for (int x = 0; x < 3; ++x) accumulate(sums.along[x], wr, m[x]);
         }
         if (!by_z) return;
         by_z.accumulate_at(0, f, w[0], e);

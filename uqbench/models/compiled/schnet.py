@@ -34,7 +34,7 @@ def schnet_message(pairs: Pairs, filters: Tensor, features: Tensor, *, wanted: W
 
 def _message(pairs: Pairs, arguments: Tensors) -> Tensors:
     w, z = arguments
-    out = torch.zeros_like(z)
+    out = z.new_zeros(z.shape)  # contiguous, whatever z is
     for chunk, senders, receivers in zip(pairs.chunks, pairs.senders(1), pairs.receivers(1), strict=True):
         z_j = _gather(z, senders).view(*chunk.shape, -1)
         z_j.mul_(w[chunk.members, None, chunk.pairs])
@@ -45,7 +45,7 @@ def _message(pairs: Pairs, arguments: Tensors) -> Tensors:
 def _pullback(pairs: Pairs, arguments: Tensors, g: Tensors, needs: tuple[bool, ...]) -> Gradients:
     (w, z), (g,) = arguments, g
     by_w = torch.empty_like(w) if needs[0] else None
-    by_z = torch.zeros_like(z) if needs[1] else None
+    by_z = z.new_zeros(z.shape) if needs[1] else None
     for chunk, senders, receivers in zip(pairs.chunks, pairs.senders(1), pairs.receivers(1), strict=True):
         g_i = _gather(g, receivers).view(*chunk.shape, -1)
         if by_w is not None:
@@ -59,8 +59,8 @@ def _pullback(pairs: Pairs, arguments: Tensors, g: Tensors, needs: tuple[bool, .
 def _second(pairs: Pairs, arguments: Tensors, g: Tensors, cotangents: Gradients, needs: tuple[bool, ...]) -> Gradients:
     (w, z), (g,), (w2, z2) = arguments, g, cotangents
     by_w = torch.empty_like(w) if needs[0] and z2 is not None else None
-    by_z = torch.zeros_like(z) if needs[1] and w2 is not None else None
-    by_g = torch.zeros_like(g)
+    by_z = z.new_zeros(z.shape) if needs[1] and w2 is not None else None
+    by_g = g.new_zeros(g.shape)
     for chunk, senders, receivers in zip(pairs.chunks, pairs.senders(1), pairs.receivers(1), strict=True):
         here = chunk.members, None, chunk.pairs
         g_i = _gather(g, receivers).view(*chunk.shape, -1)
