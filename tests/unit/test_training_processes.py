@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,7 +18,8 @@ def test_two_processes_follow_the_curve_of_one(ethanol, tmp_path):
     parts = ethanol[:24], ethanol[24:36]
     one = fit(parts, tmp_path / "one", batch_size=5, devices=1)
     two = fit(parts, tmp_path / "two", batch_size=5, devices=2)
-    pd.testing.assert_frame_equal(one, two, rtol=1e-6)
+    # Fabric hands the terms of each step on in single precision, and each process rounds its own share of them.
+    pd.testing.assert_frame_equal(one, two, rtol=8 * float(np.finfo(np.float32).eps))
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(a[name].double(), b[name].double(), rtol=1e-4, atol=1e-7) for name in a)
 
