@@ -9,7 +9,7 @@ from scipy import optimize, stats
 
 from uqbench.metrics.likelihood import gaussian_nll
 from uqbench.metrics.simulated import simulate_errors
-from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, ScoreCalibration
+from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, Scale, ScoreCalibration
 
 pytestmark = pytest.mark.numerics
 
@@ -236,3 +236,28 @@ def test_calibrated_gaussian_intervals_cover_after_the_fit():
     errors = simulate_errors(2 * score, 1, np.random.default_rng(13))[:, 0]
     v = LinearCalibration.fit(score, errors**2, components=1).variance(score)
     assert np.mean(np.abs(errors) < stats.norm.ppf(0.95) * np.sqrt(v)) == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_scale_is_the_likelihood_optimum_and_no_more():
+    """Against a brute-force search over the one number, and the closed form of its scale."""
+    generator = np.random.default_rng(0)
+    score = np.exp(generator.normal(size=5000))
+    squared = squared_errors(0.7 * score)
+    fit = Scale().fit(score, squared, components=3)
+    assert fit.b == 0 and fit.variance(score) == pytest.approx(fit.a * score)
+
+    def nll(a):
+        return float(np.mean(1.5 * np.log(a * score) + squared / (2 * a * score)))
+
+    options = {"xatol": 1e-10}
+    found = optimize.minimize_scalar(
+        lambda log_a: nll(np.exp(log_a)), bounds=(-5, 5), method="bounded", options=options
+    )
+    assert fit.a == pytest.approx(np.exp(found.x), rel=1e-6) and fit.a == pytest.approx(0.7, rel=0.05)
+    assert Scale().fit(score, 9 * squared, components=3).a == pytest.approx(9 * fit.a)
+
+
+@pytest.mark.parametrize(("score", "squared"), [([0.0, 1.0], [1.0, 1.0]), ([-1.0, 1.0], [1.0, 1.0]), ([1.0], [0.0])])
+def test_a_scale_needs_positive_scores_and_some_error(score, squared):
+    with pytest.raises(ValueError):
+        Scale().fit(score, squared, components=1)
