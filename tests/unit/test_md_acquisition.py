@@ -70,7 +70,7 @@ def test_what_was_recorded_before_an_explosion_counts(method, ethanol):
     "changes, message",
     [
         ({"duration_ps": 1e-3}, "acquisition.duration_ps: .* are 2 steps"),
-        ({"uncertainty": "median"}, "uncertainty: expected mean"),
+        ({"uncertainty": "median"}, "uncertainty: expected 'mean'"),
         ({"bond_stretch": 1.0}, "acquisition.bond_stretch: must be above"),
         ({"kinetic_alarm": 0.5}, "acquisition.kinetic_alarm: "),
     ],

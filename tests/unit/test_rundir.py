@@ -135,7 +135,7 @@ def test_second_opening_is_refused_until_the_first_ends(tmp_path):
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from uqbench.lock import acquire
+from uqbench.runs.lock import acquire
 acquire(Path(sys.argv[1]))
 child = os.fork()  # such as a data loader's worker, which may outlive a killed parent
 if not child:
@@ -145,7 +145,7 @@ time.sleep(60)
 
 
 def test_a_killed_holder_leaves_no_lock_even_when_its_forked_child_lives_on(tmp_path):
-    path = str(Path(run_dir.__file__).parents[1])
+    path = str(Path(run_dir.__file__).parents[2])
     line = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
     holder = subprocess.Popen(line, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path})
     child = int(holder.stdout.readline())
