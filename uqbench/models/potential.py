@@ -171,7 +171,7 @@ class Potential(nn.Module):
         Args:
             batch: the structures.
             weights: (K, [M,] p) in place of `readout`, no unit.
-            biases: (K, [M]) of the last layers, no unit; None for that of the model in all of them.
+            biases: (K[, M]) of the last layers, no unit; None for that of the model in all of them.
             create_graph: as in `forward`; weights and biases may require a gradient too.
 
         Returns:

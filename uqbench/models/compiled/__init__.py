@@ -1,8 +1,11 @@
-"""The message passing of PaiNN and SchNet: sums over neighbours with exact derivatives of every order.
+"""All compiled code, and its verification: sums over neighbours, and whole networks.
 
-Each is a multilinear form (see `multilinear`) summed over pairs of atoms, with a body in torch (`painn`, `schnet`) and
-one in C++ (`messages.cpp`, `native`) that is built at first use (`build`). `use` chooses; what runs is the same to
-rounding.
+Messages of PaiNN and SchNet are multilinear forms (see `multilinear`) summed over pairs of atoms, with derivatives
+of every order; each has a body in torch (`painn`, `schnet`) and one in C++ (`messages.cpp`, `native`) that is built at
+first use (`build`). Backbones call them. `use` chooses; what runs is the same to rounding.
+
+Whole networks (`engine.cpp`) take the place of a `Potential` by `potential.compile`. Import it from its module: the
+backbones, and so the plain potential, need this package first.
 """
 
 from uqbench.models.compiled.choice import use
