@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from uqbench.data.graph import Batch
 from uqbench.data.structures import Structures
+from uqbench.errors import DataError
 from uqbench.models.potential import Output, Potential
 
 # Losses are in kcal/mol and kcal/mol/Å, the study's units; everything else is in eV.
@@ -109,7 +110,12 @@ class UQMethod(nn.Module, abc.ABC):
 
 
 def residuals(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return prediction minus label for energies ([M,] S) and forces ([M,] N, 3), in kcal/mol and kcal/mol/Å."""
+    """Return prediction minus label for energies ([M,] S) and forces ([M,] N, 3), in kcal/mol and kcal/mol/Å.
+
+    Raises DataError for a batch without labels.
+    """
+    if batch.energies is None or batch.forces is None:
+        raise DataError("a loss needs frames with energies and forces, this batch has no labels")
     return (
         (output.energy - batch.energies).to(output.forces.dtype) / KCAL_PER_MOL,
         (output.forces - batch.forces) / KCAL_PER_MOL,
