@@ -63,8 +63,6 @@ class PlainCalculator(Calculator):
             cells=atoms.cell.array[None],
             pbc=atoms.pbc[None],
             ptr=np.array([0, len(atoms)]),
-            energies=np.zeros(1),
-            forces=np.zeros((len(atoms), 3)),
             ids=np.zeros(1, np.int64),
             origin="ase",
         )

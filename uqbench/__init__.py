@@ -5,10 +5,11 @@
 >>> atoms.calc = model.calculator()                            # for everything in ASE
 >>> atoms.get_potential_energy(), atoms.get_forces()           # eV, eV/Å
 >>> atoms.calc.get_property("forces_std", atoms)               # (N,) eV/Å per component, calibrated
->>> estimate = model.predict(frames)                           # many frames at once: Atoms, a list, Structures
->>> estimate.energy, estimate.energy_std, estimate.forces, estimate.forces_std, estimate.score
+>>> predictions = model.predict(frames)                        # many frames at once: Atoms, a list, Structures
+>>> predictions.energy, predictions.energy_std, predictions.forces, predictions.forces_std, predictions.score
+>>> predictions.write("predictions.extxyz")                    # or .parquet, .csv; PredictionSet.read reads them
 
-`uqbench.inference.trained_model.Estimate` lists what is estimated, with shapes and units,
+`uqbench.inference.prediction_set.PredictionSet` lists what is predicted, with shapes and units,
 `uqbench.inference.calculator.UQCalculator` the ASE properties. Errors are subclasses of
 `uqbench.errors.UqbenchError` with a message of one line.
 """

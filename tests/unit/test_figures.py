@@ -17,7 +17,7 @@ from uqbench.data.structures import Structures
 from uqbench.evaluations.samples import samples
 from uqbench.figures import canvas, panels
 from uqbench.inference.calibration import Calibration
-from uqbench.inference.prediction_set import Predictions
+from uqbench.inference.prediction_set import PredictionSet
 from uqbench.metrics import binning, bootstrap, confidence, reliability
 from uqbench.seeding import numpy_generator
 from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, ScoreCalibration
@@ -56,7 +56,7 @@ def synthetic(structures=100, atoms=6, raw=1.0, sigma=0.5, seed=0):
         ids=np.arange(structures),
         origin="synthetic",
     )
-    return Predictions(
+    return PredictionSet(
         structures=frames,
         energy=frames.energies + np.sqrt(energy_variance) * generator.standard_normal(structures),
         forces=frames.forces + np.sqrt(variance)[:, None] * generator.standard_normal((n, 3)),

@@ -266,8 +266,8 @@ def test_lists_with_a_skin_hold_exactly_the_pairs_within_the_cutoff(monkeypatch)
             state = state.select(keep)
         pairs, distances = lists.near(state, torch.ones_like(state.ids, dtype=torch.bool))
         frames = Structures(
-            state.numbers.numpy(), state.positions.numpy(), state.cells.numpy(), state.pbc.numpy(), state.ptr.numpy(),
-            np.zeros(len(state)), np.zeros(state.positions.shape), state.ids.numpy(), "fresh",
+            numbers=state.numbers.numpy(), positions=state.positions.numpy(), cells=state.cells.numpy(),
+            pbc=state.pbc.numpy(), ptr=state.ptr.numpy(), ids=state.ids.numpy(), origin="fresh",
         )  # fmt: skip
         first, second, shifts, ptr = neighbour_lists(frames, cutoff)
         for replica in range(len(state)):

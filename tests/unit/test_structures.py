@@ -3,13 +3,19 @@
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from helpers import short_training, small_method
 
+from uqbench.data.arrays import pack
+from uqbench.data.graph import GraphSet
 from uqbench.data.structures import Structures, check_splits, duplicates_across, random_split
 from uqbench.errors import DataError
+from uqbench.models.potential import Normalisation
+from uqbench.training.loop import train
 
 
 def labelled(atoms, seed=0):
@@ -133,6 +139,86 @@ def test_arrays_that_do_not_fit(change, message):
     Structures.from_frames(**good, origin="x")
     with pytest.raises(DataError, match=message):
         Structures.from_frames(**(good | change), origin="x")
+
+
+def test_the_digest_of_labelled_frames_is_that_of_runs_already_stored():
+    x = np.arange(12.0).reshape(2, 2, 3)
+    structures = Structures.from_frames([18, 36], x, [1.0, 2.0], -x, cells=[np.eye(3) * 40] * 2, origin="x")
+    assert structures.sha256() == "af41152e69ba2c1d175cb807cf25102c0db13153536a14ef3c92cdb2aabb0acd"
+
+
+def test_frames_need_no_labels():
+    frames = mixed_frames()
+    bare = Structures.from_atoms(frames, origin="bare", labels="none")
+    assert bare.energies is None and bare.forces is None and bare[1:].energies is None
+    assert not bare.has_energies.any() and bare.has_forces.shape == (4,) and not bare.has_forces.any()
+    assert all(atoms.calc is None for atoms in bare.to_atoms())
+    assert len({bare.sha256(), mixed().sha256()}) == 2
+    joined = Structures.concatenate([bare[:2], bare[2:]])
+    assert joined.forces is None and joined.sha256() == bare.sha256()
+    with pytest.raises(DataError, match=r"bare: 4 of 4 frame\(s\) have no energy, first frame 0"):
+        bare.require_labels()
+    assert mixed().require_labels().has_forces.all()
+    batch = GraphSet(bare, 3.0, dtype=torch.float64).batch([2, 0])
+    assert len(batch) == 2 and batch.energies is None and batch.to("cpu").forces is None
+    x = np.arange(12.0).reshape(2, 2, 3)
+    assert Structures.from_frames([18, 36], x, origin="x").energies is None
+
+
+def test_some_frames_may_have_labels():
+    frames = mixed_frames()
+    frames[1].calc = None
+    del frames[3].calc.results["forces"]
+    with pytest.raises(DataError, match="frame 1 has no energy"):
+        Structures.from_atoms(frames, origin="some")
+    some = Structures.from_atoms(frames, origin="some", labels="some")
+    assert some.has_energies.tolist() == [True, False, True, True]
+    assert some.has_forces.tolist() == [True, False, True, False]
+    assert [atoms.calc is None for atoms in some.to_atoms()] == [False, True, False, False]
+    assert some[[2]].require_labels().energies == mixed().energies[2]
+    with pytest.raises(DataError, match=r"some: 1 of 2 frame\(s\) have no forces, first frame 3"):
+        some[[0, 3]].require_labels()
+    bare = Structures.from_atoms(frames[:2], origin="bare", labels="none")
+    joined = Structures.concatenate([bare, mixed()[2:]])
+    assert joined.has_energies.tolist() == joined.has_forces.tolist() == [False, False, True, True]
+    np.testing.assert_array_equal(joined.forces[joined.ptr[2] :], mixed()[2:].forces)
+
+
+@pytest.mark.parametrize(
+    ("energies", "forces", "message"),
+    [
+        ([np.nan, 1.0], None, None),
+        ([np.nan, np.inf], None, "energies are not finite in 1 frame.*first frame 1"),
+        (None, [[np.nan] * 3, [np.nan, np.nan, 0.0]], "forces are not finite in 1 frame.*first frame 0"),
+        (None, [[0.0, np.nan, 0.0], [0.0] * 3], "forces are not finite in 1 frame.*first frame 0"),
+    ],
+)
+def test_declared_gaps_are_whole_frames(energies, forces, message):
+    x = 3 * np.arange(12.0).reshape(2, 2, 3)
+    forces = None if forces is None else np.stack([forces, np.zeros((2, 3))])
+    if message is None:
+        found = Structures.from_frames([18, 36], x, energies, forces, origin="x", partial=True)
+        assert found.has_energies.tolist() == [False, True]
+        with pytest.raises(DataError, match="energies are not finite"):
+            Structures.from_frames([18, 36], x, energies, forces, origin="x")
+    else:
+        with pytest.raises(DataError, match=message):
+            Structures.from_frames([18, 36], x, energies, forces, origin="x", partial=True)
+
+
+def test_what_needs_labels_says_so(tmp_path):
+    bare = Structures.from_atoms([molecule("CH4"), molecule("H2O")], origin="bare", labels="none")
+    method = small_method(Structures.from_atoms([labelled(molecule("CH3OH"))], origin="x"), "painn_small", "mve")
+    batch = GraphSet(bare, 5.0, dtype=torch.float64).batch([0, 1])
+    with pytest.raises(DataError, match="a loss needs frames with energies and forces"):
+        method.losses(batch, lambda residuals: residuals.abs().mean(-1))
+    for needs in (
+        lambda: Normalisation.fit(bare),
+        lambda: pack(bare, {}),
+        lambda: train(method, bare, bare, short_training(), 0, tmp_path),
+    ):
+        with pytest.raises(DataError, match="bare: 2 of 2 .*have no energy"):
+            needs()
 
 
 def test_labels_that_are_missing_or_misshapen_are_named():

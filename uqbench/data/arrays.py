@@ -22,7 +22,11 @@ SPLIT = "split_"  # before the names of its splits
 
 
 def pack(structures: Structures, splits: Mapping[str, NDArray[np.int64]]) -> bytes:
-    """Return the content of a file that `dataset=packed` reads: the frames, and which of them belong to each split."""
+    """Return the content of a file that `dataset=packed` reads: the frames, and which of them belong to each split.
+
+    Raises DataError for frames without labels: what reads such a file may train on it.
+    """
+    structures.require_labels()
     buffer = io.BytesIO()
     arrays = {name: getattr(structures, name) for name in PACKED}
     parts = {SPLIT + name: frames for name, frames in splits.items()}

@@ -30,9 +30,10 @@ class Batch:
         cells: (S, 3, 3) Å.
         pbc: (S, 3).
         ptr: (S + 1,) frame s owns the atoms ptr[s]:ptr[s + 1].
-        energies: (S,) eV, always float64: total energies exceed what float32 resolves.
-        forces: (N, 3) eV/Å.
         index: (S,) position of each frame in the set that the batch was cut from.
+        energies: (S,) eV, always float64: total energies exceed what float32 resolves; None where no frame of the set
+            has a label, as in simulations.
+        forces: (N, 3) eV/Å, or None.
     """
 
     positions: Tensor
@@ -44,12 +45,12 @@ class Batch:
     cells: Tensor
     pbc: Tensor
     ptr: Tensor
-    energies: Tensor
-    forces: Tensor
     index: Tensor
+    energies: Tensor | None = None
+    forces: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.energies)
+        return len(self.ptr) - 1
 
     @property
     def n_atoms(self) -> Tensor:
@@ -58,7 +59,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on `device`."""
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)})
+        tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Batch(**{name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()})
 
     def with_positions(self, positions: Tensor) -> Batch:
         """Return the batch at other positions (N, 3) with the same pairs, for derivatives and attacks."""
@@ -79,7 +81,7 @@ class GraphSet:
         first, second, shifts, pair_ptr = neighbour_lists(structures, cutoff)
 
         def tensor(array, dtype=None):
-            return torch.as_tensor(array, dtype=dtype).to(device)
+            return None if array is None else torch.as_tensor(array, dtype=dtype).to(device)
 
         self._positions = tensor(structures.positions, dtype)
         self._numbers = tensor(structures.numbers)
@@ -92,7 +94,7 @@ class GraphSet:
         self._ptr, self._pair_ptr = tensor(structures.ptr), tensor(pair_ptr)
 
     def __len__(self) -> int:
-        return len(self._energies)
+        return len(self._ptr) - 1
 
     @property
     def n_atoms(self) -> Tensor:
@@ -115,9 +117,9 @@ class GraphSet:
             cells=self._cells[index],
             pbc=self._pbc[index],
             ptr=ptr,
-            energies=self._energies[index],
-            forces=self._forces[atoms],
             index=index,
+            energies=None if self._energies is None else self._energies[index],
+            forces=None if self._forces is None else self._forces[atoms],
         )
 
     def batches(self, size: int) -> list[Batch]:

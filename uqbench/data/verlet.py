@@ -16,7 +16,7 @@ class VerletList:
     """Turns a system into a `Batch`; pairs up to cutoff + skin are searched anew only when they may have changed.
 
     A batch holds the pairs within the cutoff alone, in an order that depends on nothing but the pairs: its bits are
-    the same for every skin and whatever came before. The labels of a batch are zero.
+    the same for every skin and whatever came before. A batch has no labels.
     Source: Verlet, Phys. Rev. 159, 98 (1967).
 
     Args:
@@ -89,8 +89,6 @@ class VerletList:
             "cells": self._tensor(self._system[1][None], self.dtype),
             "pbc": self._tensor(self._system[2][None]),
             "ptr": torch.tensor([0, n_atoms], device=self.device),
-            "energies": torch.zeros(1, dtype=torch.float64, device=self.device),
-            "forces": torch.zeros(n_atoms, 3, dtype=self.dtype, device=self.device),
             "index": torch.zeros(1, dtype=torch.int64, device=self.device),
         }
 

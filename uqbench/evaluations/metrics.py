@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from uqbench.evaluations.samples import samples
 from uqbench.figures.canvas import render
 from uqbench.figures.panels import drawings
 from uqbench.inference.calibration import Calibration
-from uqbench.inference.prediction_set import Predictions, predict
+from uqbench.inference.prediction_set import PredictionSet, predict
 from uqbench.inference.trained_model import TrainedModel
 from uqbench.metrics.bootstrap import RESAMPLES
 from uqbench.metrics.populations import by_element, by_force_magnitude
@@ -82,8 +83,9 @@ class Metrics(Evaluation):
     ) -> Calibration:
         """Fit the calibration on the validation split, and keep it and its predictions in the run."""
         predictions = predict(method, validation, batch_size=self.batch_size, device=device)
-        run.write_parquet("predictions_validation.parquet", predictions.frame())
         calibration = Calibration.fit(predictions, self.settings.levels, calibrator)
+        calibrated = dataclasses.replace(predictions, calibration=calibration)
+        run.write_bytes("predictions_validation.parquet", calibrated.encoded(".parquet"))
         calibration.save(run)
         return calibration
 
@@ -92,8 +94,9 @@ class Metrics(Evaluation):
 
         The run also keeps the bootstrap values of every metric, by which runs are compared in pairs.
         """
-        predictions = predict(trained.method, structures, batch_size=self.batch_size, device=trained.device)
-        run.write_parquet(f"predictions_{split}.parquet", predictions.frame())
+        given = {"batch_size": self.batch_size, "device": trained.device, "calibration": trained.calibration}
+        predictions = predict(trained.method, structures, **given)
+        run.write_bytes(f"predictions_{split}.parquet", predictions.encoded(".parquet"))
         run.update(scored_sha256=structures.sha256())
         summaries = self.summaries(predictions, trained.calibration)
         run.write_parquet(RESAMPLES, resamples_frame(summaries))
@@ -106,12 +109,12 @@ class Metrics(Evaluation):
         )
         return [row for summary in summaries for row in summary.rows()] + costs
 
-    def summaries(self, predictions: Predictions, calibration: Calibration) -> list[Summary]:
+    def summaries(self, predictions: PredictionSet, calibration: Calibration) -> list[Summary]:
         """Return the metrics of every population that is not empty.
 
         All draw the same resamples of the structures, whatever the method and the population: so they can be paired.
         """
-        s = predictions.structures
+        s = predictions.structures.require_labels()
         forces = functools.partial(
             force_summary,
             s.forces,

@@ -20,7 +20,8 @@ from uqbench.evaluations.base import Evaluation, Rows
 from uqbench.evaluations.reactions import frames_of
 from uqbench.figures.canvas import render
 from uqbench.figures.paths import Profile, drawing
-from uqbench.inference.trained_model import Estimate, TrainedModel
+from uqbench.inference.prediction_set import PredictionSet
+from uqbench.inference.trained_model import TrainedModel
 from uqbench.oracles.base import Label, Oracle
 from uqbench.oracles.calculator import attach
 from uqbench.runs.run_dir import RunDir
@@ -132,7 +133,7 @@ def _profile(path: Path, std: Array | None) -> Profile | None:
     )
 
 
-def _table(ours: Path, theirs: Path, on_ours: Array, estimate: Estimate | None) -> pd.DataFrame:
+def _table(ours: Path, theirs: Path, on_ours: Array, estimate: PredictionSet | None) -> pd.DataFrame:
     """One row for each image: of the model's path with its uncertainties and the oracle's energy, of the oracle's."""
     parts = []
     for whose, path in (("model", ours), ("oracle", theirs)):
@@ -149,7 +150,7 @@ def _table(ours: Path, theirs: Path, on_ours: Array, estimate: Estimate | None) 
     return pd.concat(parts, ignore_index=True)
 
 
-def _rows(name: str, ours: Path, theirs: Path, on_ours: Array, estimate: Estimate | None) -> Rows:
+def _rows(name: str, ours: Path, theirs: Path, on_ours: Array, estimate: PredictionSet | None) -> Rows:
     (barrier, back), (barrier_reference, back_reference) = ours.barriers(), theirs.barriers()
     difference = ours.profile(POINTS)[1] - theirs.profile(POINTS)[1]
     pointwise = (ours.energies - ours.energies[0]) - (on_ours - on_ours[0])

@@ -6,13 +6,13 @@ import numpy as np
 
 from uqbench.figures.samples import CALIBRATED, RAW, Sample, drawing_unit
 from uqbench.inference.calibration import Calibration
-from uqbench.inference.prediction_set import Predictions
+from uqbench.inference.prediction_set import PredictionSet
 from uqbench.metrics.kernels import Array
 
 
-def samples(predictions: Predictions, calibration: Calibration, bins: int) -> dict[str, Sample]:
+def samples(predictions: PredictionSet, calibration: Calibration, bins: int) -> dict[str, Sample]:
     """Take errors and uncertainties from predictions and a calibration; bins along the variance, by target."""
-    s = predictions.structures
+    s = predictions.structures.require_labels()
     force_errors, energy_errors = predictions.forces - s.forces, (predictions.energy - s.energies)[:, None]
     unit, scale = drawing_unit(force_errors, "eV/Å")
     raw, calibrated = predictions.force_variance, calibration.forces.variance(predictions.score)

@@ -194,8 +194,6 @@ class Frames:
             cells=np.repeat(start.cells, n, axis=0),
             pbc=np.repeat(start.pbc, n, axis=0),
             ptr=np.arange(n + 1) * len(start.numbers),
-            energies=np.zeros(n),
-            forces=np.zeros((n * len(start.numbers), 3)),
             ids=np.arange(n),
             origin=f"dynamics from {start.origin}",
         )

@@ -10,11 +10,12 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
-from numpy.typing import NDArray
 
+from uqbench.data.structures import Systems
 from uqbench.data.verlet import VerletList
-from uqbench.inference.prediction_set import to_numpy
-from uqbench.uq.base import Prediction, UQMethod
+from uqbench.inference.calibration import Calibration
+from uqbench.inference.prediction_set import PredictionSet, to_numpy
+from uqbench.uq.base import UQMethod
 
 SKIN = 0.5  # Å
 
@@ -23,7 +24,7 @@ class Model(Protocol):
     """What the calculator needs of a model; `TrainedModel` has it."""
 
     method: UQMethod
-    calibration: object | None
+    calibration: Calibration | None
     device: str
 
     @property
@@ -33,9 +34,6 @@ class Model(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """Of positions and forces."""
-
-    def values(self, prediction: Prediction) -> dict[str, NDArray[np.float64] | None]:
-        """Return energies, forces, standard deviations and scores."""
 
 
 class UQCalculator(Calculator):
@@ -48,7 +46,7 @@ class UQCalculator(Calculator):
     - stress: (6,) eV/Å³ in ASE's sign and order xx, yy, zz, yz, xz, xy; PropertyNotImplementedError for atoms that are
       not periodic or whose cell has no volume.
     - energy_std: eV, and forces_std: (N,) eV/Å for each Cartesian component of the force on an atom: the standard
-      deviations of `uqbench.inference.trained_model.Estimate`, calibrated where `calibrated` says so;
+      deviations of `uqbench.inference.prediction_set.PredictionSet`, calibrated where `calibrated` says so;
       PropertyNotImplementedError where the method has none.
     - score: (N,) what the method ranks atoms by; bigger = less sure, any unit.
 
@@ -106,13 +104,15 @@ class UQCalculator(Calculator):
         batch = self._neighbours.batch(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
         with torch.no_grad():
             prediction = self.model.method.predict(batch, stress=stressed)
-        values = self.model.values(prediction)
-        energy = float(values["energy"][0])
-        results: dict[str, Any] = {"energy": energy, "free_energy": energy, "forces": values["forces"]}
+        ptr = np.array([0, len(atoms)])
+        alone = Systems(numbers=atoms.numbers, ptr=ptr, ids=np.zeros(1, np.int64), origin="the atoms")
+        values = PredictionSet.of([prediction], alone, calibration=self.model.calibration)
+        energy, energy_std, forces_std = float(values.energy[0]), values.energy_std, values.forces_std
+        results: dict[str, Any] = {"energy": energy, "free_energy": energy, "forces": values.forces}
         if stressed:
             results["stress"] = full_3x3_to_voigt_6_stress(to_numpy(prediction.stress[0]))
-        if values["energy_std"] is not None:
-            results["energy_std"] = float(values["energy_std"][0])
-        if values["forces_std"] is not None:
-            results["forces_std"] = values["forces_std"]
-        self.results = results | {"score": values["score"]}
+        if energy_std is not None:
+            results["energy_std"] = float(energy_std[0])
+        if forces_std is not None:
+            results["forces_std"] = forces_std
+        self.results = results | {"score": values.score}

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from uqbench.data.structures import Systems
 from uqbench.errors import DataError
-from uqbench.inference.prediction_set import Predictions
 from uqbench.runs.run_dir import Run, RunDir
 from uqbench.uq.calibration import Calibrator, ScoreCalibration
 
 CALIBRATION = "calibration.json"
+
+
+class Predicted(Protocol):
+    """What is needed of predictions; `PredictionSet` has it."""
+
+    structures: Systems
+    energy: NDArray[np.float64]
+    forces: NDArray[np.float64]
+    energy_score: NDArray[np.float64]
+    score: NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +35,13 @@ class Calibration:
     energy: ScoreCalibration
 
     @classmethod
-    def fit(cls, validation: Predictions, levels: Sequence[float], calibrator: Calibrator | None = None) -> Calibration:
-        """Fit both on the predictions of the validation split; raises DataError when they cannot be fitted.
+    def fit(cls, validation: Predicted, levels: Sequence[float], calibrator: Calibrator | None = None) -> Calibration:
+        """Fit both on the predictions of the validation split; calibrator: None for `Affine`.
 
-        calibrator: None for `Affine`.
+        Raises DataError for frames without labels, or when the errors cannot calibrate anything.
         """
         given = {"levels": levels, "calibrator": calibrator}
-        s = validation.structures
+        s = validation.structures.require_labels()
         force_error = ((validation.forces - s.forces) ** 2).sum(-1)
         energy_error = (validation.energy - s.energies) ** 2
         try:
@@ -40,15 +54,24 @@ class Calibration:
 
     def save(self, run: RunDir) -> None:
         """Write calibration.json of a run."""
-        run.write_json(CALIBRATION, {"forces": self.forces.to_dict(), "energy": self.energy.to_dict()})
+        run.write_json(CALIBRATION, self.to_dict())
 
     @classmethod
     def load(cls, run: Run) -> Calibration:
         """Read calibration.json of a run; raises DataError when it is missing, damaged or of another version."""
         values = run.read_json(CALIBRATION)
         try:
-            return cls(**{name: ScoreCalibration.from_dict(values[name]) for name in ("forces", "energy")})
+            return cls.from_dict(values)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{run.path / CALIBRATION} is damaged or of another version of uqbench ({error}); train this run again"
             ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        return {"forces": self.forces.to_dict(), "energy": self.energy.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """Inverse of `to_dict`; KeyError, TypeError or ValueError for other content."""
+        return cls(**{name: ScoreCalibration.from_dict(values[name]) for name in ("forces", "energy")})

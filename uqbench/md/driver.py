@@ -64,14 +64,12 @@ class Dynamics:
     def _prepare(self) -> None:
         """Lay out what the batches of all steps have in common."""
         s = self.state
-        self._labels = {
+        self._constant = {
             "numbers": s.numbers,
             "system": s.system,
             "cells": s.cells.to(self._dtype),
             "pbc": s.pbc,
             "ptr": s.ptr,
-            "energies": torch.zeros_like(s.kT),
-            "forces": torch.zeros_like(s.positions, dtype=self._dtype),
             "index": torch.arange(len(s), device=s.ids.device),
         }
 
@@ -97,7 +95,7 @@ class Dynamics:
         positions = (s.positions - s.positions[s.start][s.system]).to(self._dtype)
         shifts = pairs.shifts.to(self._dtype)
         return self._predict(
-            Batch(positions=positions, first=pairs.first, second=pairs.second, shifts=shifts, **self._labels)
+            Batch(positions=positions, first=pairs.first, second=pairs.second, shifts=shifts, **self._constant)
         )
 
     def _check(self, step: int, observer: Observer) -> Pairs:

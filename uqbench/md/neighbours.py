@@ -53,8 +53,6 @@ def pairs_within(state: State, cutoff: float, chosen: Tensor) -> Pairs:
         cells=part.cells.cpu().numpy(),
         pbc=part.pbc.cpu().numpy(),
         ptr=part.ptr.cpu().numpy(),
-        energies=np.zeros(len(part)),
-        forces=np.zeros((len(part.numbers), 3)),
         ids=part.ids.cpu().numpy(),
         origin="simulation",
     )

@@ -28,7 +28,7 @@ class State:
         kT: (R,) eV, of each replica's thermostat.
         positions: (N, 3) Å, never wrapped.
         velocities: (N, 3).
-        forces: (N, 3) eV/Å, at the positions.
+        forces: (N, 3) eV/Å, at the positions; None before a model has been asked.
         kinetic: (R,) eV, in the middle of the last step; see `md.BAOAB`.
         heat: (R,) eV that the thermostat has brought in so far.
     """
@@ -42,7 +42,7 @@ class State:
     kT: Tensor
     positions: Tensor
     velocities: Tensor
-    forces: Tensor
+    forces: Tensor | None
     kinetic: Tensor
     heat: Tensor
 
@@ -70,7 +70,7 @@ class State:
             kT=tensor(np.asarray(kT, np.float64)),
             positions=tensor(structures.positions),
             velocities=tensor(per_atom),
-            forces=tensor(per_atom),
+            forces=None,
             kinetic=tensor(per_replica),
             heat=tensor(per_replica),
         )
@@ -82,8 +82,13 @@ class State:
         """Return the replicas of a mask (R,), bit for bit."""
         atoms = keep[self.system]
         per_atom = {"numbers", "masses", "positions", "velocities", "forces"}
-        names = [field.name for field in dataclasses.fields(self)]
-        return type(self)(**{name: getattr(self, name)[atoms if name in per_atom else keep] for name in names})
+        tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return type(self)(
+            **{
+                name: None if tensor is None else tensor[atoms if name in per_atom else keep]
+                for name, tensor in tensors.items()
+            }
+        )
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum per-atom values (N,) over each replica, (R,)."""

@@ -31,7 +31,9 @@ class Normalisation:
         """Fit reference energies by least squares on the composition, and the scale from the forces.
 
         The minimum-norm solution is taken where compositions do not determine the references (a single molecule).
+        Raises DataError for frames without labels, or without forces.
         """
+        structures.require_labels()
         elements = structures.elements
         species = np.searchsorted(elements, structures.numbers)
         frame = np.repeat(np.arange(len(structures)), structures.n_atoms)

@@ -37,8 +37,11 @@ def train(
     """Train a method and leave best.pt, last.pt and history.csv in `folder`; go on from last.pt where it exists.
 
     On one CPU process the result depends on the arguments only, however often the run was interrupted. Raises
-    TrainingError when a loss or a gradient is not finite, KeyboardInterrupt after a checkpoint when asked to stop.
+    DataError for frames without labels, TrainingError when a loss or a gradient is not finite, KeyboardInterrupt after
+    a checkpoint when asked to stop.
     """
+    for frames in (training, validation):
+        frames.require_labels()
     fabric = _fabric(settings)
     method.begin(len(training), seed)
     method = method.to(settings.dtype)

@@ -12,7 +12,7 @@ from ase import units
 from torch import Tensor, nn
 
 from uqbench.data.graph import Batch
-from uqbench.errors import ConfigError
+from uqbench.errors import ConfigError, DataError
 from uqbench.families import FAMILIES, Family
 from uqbench.models.potential import Output, Potential
 
@@ -123,7 +123,12 @@ def require_family(method: type[UQMethod]) -> Family:
 
 
 def residuals(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return prediction minus label for energies ([M,] S) and forces ([M,] N, 3), in kcal/mol and kcal/mol/Å."""
+    """Return prediction minus label for energies ([M,] S) and forces ([M,] N, 3), in kcal/mol and kcal/mol/Å.
+
+    Raises DataError for a batch without labels.
+    """
+    if batch.energies is None or batch.forces is None:
+        raise DataError("a loss needs frames with energies and forces, this batch has no labels")
     return (
         (output.energy - batch.energies).to(output.forces.dtype) / KCAL_PER_MOL,
         (output.forces - batch.forces) / KCAL_PER_MOL,

@@ -22,8 +22,8 @@ class Proposals:
     """P structures that may be worth a label, with what the method says of them.
 
     Attributes:
-        structures: the geometries, wrapped into their cells; the labels are NaN, so that nothing can train on them
-            unnoticed. `ids` are those of the frames that they started from.
+        structures: the geometries, wrapped into their cells, without labels. `ids` are those of the frames that they
+            started from.
         frames: (P,) training frame that each started from.
         score: (P,) uncertainty of each structure, larger = less sure, in the method's unit; NaN where it failed.
         energy: (P,) eV, predicted; NaN where it failed.
@@ -102,16 +102,11 @@ def _geometries(structures: Structures) -> list[bytes]:
 
 
 def unlabelled(structures: Structures, positions: NDArray[np.float64]) -> Structures:
-    """Return the structures at other positions (N, 3), wrapped into their cells, with NaN for labels."""
+    """Return the structures at other positions (N, 3), wrapped into their cells, without labels."""
     owner = np.repeat(np.arange(len(structures)), structures.n_atoms)
     # At depth 0 there are no images: what is left are the wrapped atoms.
     _, wrapped = with_near_images(positions, structures.cells, structures.pbc, owner, depth=0.0)
-    return dataclasses.replace(
-        structures,
-        positions=wrapped,
-        energies=np.full(len(structures), np.nan),
-        forces=np.full_like(wrapped, np.nan),
-    )
+    return dataclasses.replace(structures, positions=wrapped, energies=None, forces=None)
 
 
 def compositions(structures: Structures) -> list[bytes]:
