@@ -10,7 +10,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from helpers import small_method
+from helpers import fitted_method
 
 from uqbench.data.structures import Structures, Systems
 from uqbench.errors import DataError
@@ -112,9 +112,7 @@ def test_what_is_written_is_read(suffix, labels, variances, calibration, tmp_pat
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("uq", ["ensemble", "gmm"])
 def test_predictions_of_a_model_survive_every_format(uq, labelled, ethanol, tmp_path):
-    method = small_method(ethanol, "painn_small", uq).eval()
-    method.begin(len(ethanol), seed=0)
-    method.fit(ethanol, batch_size=30)
+    method = fitted_method(ethanol, "painn_small", uq)
     plain = TrainedModel(method, None, "cpu")
     model = TrainedModel(method, Calibration.fit(plain.predict(ethanol[:20]), (0.5, 0.9)), "cpu")
     frames = ethanol[20:25] if labelled else [atoms.copy() for atoms in ethanol[20:25].to_atoms()]
