@@ -13,7 +13,7 @@ from uqbench.errors import ConfigError, DataError, TrainingError
 from uqbench.evaluations.base import cost_rows
 from uqbench.evaluations.metrics import Metrics, resamples_frame
 from uqbench.inference.calibration import Calibration
-from uqbench.inference.prediction_set import predict
+from uqbench.inference.prediction_set import PredictionSet, predict
 from uqbench.runs.run_dir import Run
 
 LEVELS = (0.5, 0.9)
@@ -145,6 +145,26 @@ def test_calibration_survives_its_file_and_others_are_refused(method, ethanol, t
         (tmp_path / "calibration.json").write_text(json.dumps(wrong))
         with pytest.raises(DataError, match="calibration.json is damaged or of another version"):
             Calibration.load(run)
+
+
+def test_a_run_keeps_predictions_that_can_be_read_with_their_calibration(method, ethanol, tmp_path):
+    run = Run(tmp_path, None, {})
+    run.write_json = lambda name, values: (tmp_path / name).write_text(json.dumps(values))
+    run.write_bytes = lambda name, content: (tmp_path / name).write_bytes(content)
+    calibration = metrics().calibrate(run, method, ethanol[:30], "cpu")
+    kept = PredictionSet.read(tmp_path / "predictions_validation.parquet")
+    expected = predict(method, ethanol[:30], batch_size=7, device="cpu", calibration=calibration)
+    for name in ("energy", "forces", "energy_variance", "force_variance", "score", "energy_score"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(expected, name), err_msg=name)
+    assert kept.calibration == Calibration.load(run) == calibration == Calibration.fit(kept, LEVELS)
+    assert kept.structures.sha256() == ethanol[:30].sha256()
+
+
+def test_frames_without_labels_have_no_metrics(method, ethanol):
+    bare = dataclasses.replace(ethanol, energies=None, forces=None)
+    calibration = Calibration.fit(predict(method, ethanol[:30], batch_size=30, device="cpu"), LEVELS)
+    with pytest.raises(DataError, match=r"60 of 60 frame\(s\) have no energy"):
+        metrics().summaries(predict(method, bare, batch_size=30, device="cpu"), calibration)
 
 
 def test_non_finite_predictions_are_an_error(ethanol):
