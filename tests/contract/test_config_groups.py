@@ -15,7 +15,7 @@ from uqbench.cli.overrides import Request
 from uqbench.config.annotations import is_plain
 from uqbench.errors import ConfigError
 
-CONF = Path(config.__file__).parents[1] / "conf"
+CONF = config.conf_dir()
 OPTIONS = [path for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in ("experiment", "hydra")]
 LAUNCHERS = sorted(CONF.glob("hydra/launcher/*.yaml"))
 EXPERIMENTS = sorted(CONF.glob("experiment/*.yaml"))

@@ -1,4 +1,4 @@
-// PaiNN for `Engine`: the network of backbones/painn.py and its derivatives.
+// PaiNN for `Engine`: the network of models/painn.py and its derivatives.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// SchNet for `Engine`: the network of backbones/schnet.py and its derivatives.
+// SchNet for `Engine`: the network of models/schnet.py and its derivatives.
 
 #pragma once
 
