@@ -1,5 +1,7 @@
 """Tests of models run twice: with the compiled kernels and with the plain ones."""
 
+import os
+
 import pytest
 
 from uqbench.errors import ConfigError
@@ -7,12 +9,14 @@ from uqbench.models import compiled
 from uqbench.models.compiled import choice
 
 OF_MODELS = {"test_active", "test_backbones", "test_uq"}
+BODIES = ["native", "torch"]
 WITHOUT_KERNELS = ("nequip",)
 
 
 def pytest_generate_tests(metafunc):
     if metafunc.module.__name__.rpartition(".")[2] in OF_MODELS:
-        metafunc.parametrize("body", ["native", "torch"], indirect=True)
+        asked = os.environ.get("UQBENCH_KERNELS")  # as make test-portable does for one after the other
+        metafunc.parametrize("body", [asked] if asked in BODIES else BODIES, indirect=True)
 
 
 def pytest_collection_modifyitems(config, items):
