@@ -1,4 +1,4 @@
-"""Tests of models run twice: with the compiled kernels and with the plain ones."""
+"""Tests of models run twice, with the compiled kernels and with the plain ones, unless UQBENCH_KERNELS names some."""
 
 import os
 
@@ -9,14 +9,13 @@ from uqbench.models import compiled
 from uqbench.models.compiled import choice
 
 OF_MODELS = {"test_active", "test_backbones", "test_uq"}
-BODIES = ["native", "torch"]
+BODIES = [body for body in ("native", "torch") if os.environ.get("UQBENCH_KERNELS", "auto") in ("auto", body)]
 WITHOUT_KERNELS = ("nequip",)
 
 
 def pytest_generate_tests(metafunc):
     if metafunc.module.__name__.rpartition(".")[2] in OF_MODELS:
-        asked = os.environ.get("UQBENCH_KERNELS")  # as make test-portable does for one after the other
-        metafunc.parametrize("body", [asked] if asked in BODIES else BODIES, indirect=True)
+        metafunc.parametrize("body", BODIES, indirect=True)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -25,6 +24,7 @@ def pytest_collection_modifyitems(config, items):
         for item in items
         if getattr(item, "callspec", None)
         and item.callspec.params.get("body") == "torch"
+        and len(BODIES) > 1
         and any(name in item.callspec.id for name in WITHOUT_KERNELS)
     ]
     if twice:
