@@ -129,7 +129,9 @@ def test_a_generation_without_new_frames_is_the_last_one_again(tmp_path, whole, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("marker", ["data_1.npz", "generation_1/last.pt", "labels_1.csv", "generation_2/last.pt"])
+@pytest.mark.parametrize(
+    "marker", ["data_1.npz", "generation_1/layer.pt", "generation_1/last.pt", "labels_1.csv", "generation_2/last.pt"]
+)
 def test_killed_anywhere_it_goes_on_to_the_same_frames(whole, tmp_path, marker):
     folder = tmp_path / "killed"
     folder.mkdir()

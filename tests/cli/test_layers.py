@@ -95,6 +95,17 @@ def test_a_layer_refuses_another_model_and_a_missing_one(own):
         uqbench.load(layer)
 
 
+def test_a_layer_that_was_interrupted_after_its_fit_comes_to_the_same_bits(own):
+    layer = run_of(own, "gmm")
+    before = {name: (layer / name).read_bytes() for name in ("layer.pt", "predictions_test.parquet")}
+    info = json.loads((layer / "run.json").read_text())
+    (layer / "run.json").write_text(json.dumps(info | {"status": "running", "finished": None, "files": {}}))
+    (layer / "metrics.csv").unlink()
+    assert main(["train", *SMALL, "uq=gmm", f"outputs={own}"]) == 0
+    for name in ("layer.pt", "predictions_test.parquet"):
+        assert (layer / name).read_bytes() == before[name], name
+
+
 def test_models_of_layers_are_in_no_report_until_they_are_asked_for(own, tmp_path, capsys):
     def methods():
         assert main(["report", f"runs={own / 'train'}", f"output={tmp_path / 'report'}"]) == 0

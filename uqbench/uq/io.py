@@ -115,7 +115,9 @@ def fit_layer(
     The note is what `load_method` goes by; the path is relative, so that runs can be moved together.
     """
     path = os.path.relpath(model.path, run.path)
-    note = {"run": path, "sha256": model.weights_sha256()}
+    # Interrupted after an earlier fit, the run itself counts as a layer already.
+    weights = file_sha256(run.path / BEST) if model is run else model.weights_sha256()
+    note = {"run": path, "sha256": weights}
     method = _load_model(run, note)
     layer = config.build(cfg.uq, potential=method.potential).to(device).eval()
     layer.fit(training, batch_size=batch_size, seed=seed)
