@@ -31,7 +31,7 @@ def race(features: int, components: int) -> Race:
     rng = np.random.default_rng(0)
     fitted, points = mixture(features, components, rng), rng.normal(size=(POINTS, features))
     ours = Mixtures(1, features)
-    ours.take([fitted])
+    ours.take_mixtures([fitted])
     x, group = torch.tensor(points), torch.zeros(POINTS, dtype=torch.int64)
     # A triangular matrix per component times each point, then the squares.
     flops = POINTS * components * (features * (features + 1) + 2 * features)
