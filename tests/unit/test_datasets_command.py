@@ -12,6 +12,7 @@ from uqbench import config
 from uqbench.cli.commands import data
 from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError, DataError
+from uqbench.figures.dataset import overview_table
 
 
 def composed(option, figure=None, **settings):
@@ -82,7 +83,7 @@ def test_mixed_compositions_and_periodicity():
         [6, 8, 8, 1, 1], positions, [1.0, 2.0], positions * 0, [0, 2, 5], origin="x",
         cells=[np.zeros((3, 3)), np.eye(3) * 5],
     )  # fmt: skip
-    table = data.overview_table(structures, "")
+    table = overview_table(structures, "")
     rows = dict(zip(*(list(column.cells) for column in table.columns), strict=True))
     assert rows["atoms per frame"] == "2 to 3" and rows["elements"] == "H C O"
     assert rows["periodic"] == "50% of the frames" and rows["subset"] == "none"

@@ -10,7 +10,6 @@ import numpy as np
 from ase import units
 from ase.data import atomic_masses
 from numpy.typing import NDArray
-from vesin import NeighborList
 
 from uqbench.data.structures import Structures
 from uqbench.errors import DataError
@@ -83,7 +82,10 @@ def coordination(structures: Structures, centre: int, neighbour: int, cutoff: fl
 
     Raises DataError where a frame is not periodic in all directions.
     """
+    from vesin import NeighborList  # imports torch
+
     counts = [np.zeros(0, np.int64)]
+
     finder = NeighborList(cutoff=cutoff, full_list=True)
     for frame in _periodic(structures):
         first, second = finder.compute(frame.positions, frame.cells[0], frame.pbc[0], quantities="ij")
@@ -109,6 +111,8 @@ def _neighbours(
     structures: Structures, cutoff: float
 ) -> Iterator[tuple[Structures, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
     """Yield each frame with the elements (P,) and (P,) and the length (P,) of its pairs of atoms within `cutoff` Å."""
+    from vesin import NeighborList  # imports torch
+
     finder = NeighborList(cutoff=cutoff, full_list=False)
     for frame in _periodic(structures):
         first, second, distance = finder.compute(frame.positions, frame.cells[0], frame.pbc[0], quantities="ijd")

@@ -17,7 +17,7 @@ from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError, DataError
 from uqbench.evaluations.base import Evaluation, Rows, cost_rows
 from uqbench.evaluations.structure_differences import curves, rows_of
-from uqbench.figures.distributions import portrait
+from uqbench.figures.dataset import structure_panels
 from uqbench.inference.trained_model import TrainedModel
 from uqbench.md.driver import Dynamics, Predict
 from uqbench.md.langevin import BAOAB, Noise, thermalise
@@ -122,7 +122,7 @@ class StructureComparison(Evaluation):
             simulated = theirs if self.reference == "oracle" else []
             references = [one and describe(one, **given) for one in simulated]
             rows += rows_of(f"temperature={temperature:g}K", whole, found, reference, references)
-        run.write_bytes("structure.png", portrait(described, title))
+        run.write_bytes("structure.png", structure_panels(described, title))
         run.write_csv("rdf.csv", curves(described))
         steps = self.steps * len(self.temperatures) * math.ceil(self.replicas / self.batch_size)
         return rows + cost_rows(simulation_time=(seconds, "s"), steps_per_second=(steps / seconds, "1/s"))

@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 from scipy import stats
 
 from uqbench.data.distributions import Description, RadialDistribution
-from uqbench.figures.distributions import pair_name
+from uqbench.figures.dataset import pair_name
 from uqbench.metrics.survival import LEVEL, share_interval
 
 Rows = list[dict[str, Any]]

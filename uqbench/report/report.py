@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +14,8 @@ import pyarrow.parquet
 
 from uqbench.report import generations, overview, scores
 from uqbench.report.claims import Verdict, verdicts
-from uqbench.report.collect import Collected
-from uqbench.report.comparison import Comparison
+from uqbench.report.collect import Collected, collect
+from uqbench.report.comparison import Comparison, compare
 from uqbench.report.evidence import Evidence
 from uqbench.report.markdown import item
 from uqbench.report.page import page
@@ -28,6 +29,20 @@ RUNS, RUNS_CSV, REPORT, PAGE = "metrics.parquet", "metrics.csv", "report.md", "r
 WORTH_A_PROCESS = 5  # figures
 TITLE = "Comparison of uncertainty methods"
 ADDED = ("path", "variant", "acquisition", "setting", "domain", "trained_on", "frames", "family")
+
+
+def report(runs: str | Sequence[str], *, against: str, units: str, output: str) -> list[str]:
+    """Write the report on all runs at or below some folders, and return what there is to say of it in lines.
+
+    The arguments are the keys of conf/report.yaml. Raises DataError where no finished run is found.
+    """
+    collected = collect([runs] if isinstance(runs, str) else list(runs))
+    comparison = compare(collected, against=against, units=units)
+    write_report(Path(output), collected, comparison)
+    lines = [f"left out: {line}" for line in collected.problems]
+    lines += [f"damaged: {line}" for line in comparison.problems]
+    lines += [f"missing: {line}" for line in comparison.gaps]
+    return [*lines, f"{collected.rows['path'].nunique()} runs: {Path(output) / PAGE}"]
 
 
 def write_report(folder: Path, collected: Collected, comparison: Comparison) -> list[str]:

@@ -437,6 +437,11 @@ def wanted_evaluations(cfg: DictConfig, splits: Mapping[str, Collection]) -> dic
     return found
 
 
+def complete(run: Run, cfg: DictConfig) -> bool:
+    """Return whether a finished training is all that its command asks for: no evaluation follows, and it is listed."""
+    return not wanted_evaluations(cfg, run.read_json("splits.json")) and not run.info.get(MADE_FOR)
+
+
 def open_run(cfg: DictConfig, command: str, labels: Mapping[str, Any]) -> RunDir:
     """Lock the run that a config and its labels name; see `RunDir.open`."""
     place = {name: labels[name] for name in ("backbone", "uq", "seed")}

@@ -24,22 +24,8 @@ def run(cfg: DictConfig) -> None:
 
     Damaged and unfinished runs are left out and named. Raises DataError where no finished run is found.
     """
-    from pathlib import Path
-
-    from uqbench.report.collect import collect
-    from uqbench.report.comparison import compare
-    from uqbench.report.report import PAGE, write_report
+    from uqbench.report.report import report
     from uqbench.text import printable
 
-    collected = collect([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
-    comparison = compare(collected, against=cfg.against, units=cfg.units)
-    folder = Path(cfg.output)
-    write_report(folder, collected, comparison)
-    for what, lines in (
-        ("left out", collected.problems),
-        ("damaged", comparison.problems),
-        ("missing", comparison.gaps),
-    ):
-        for line in lines:
-            print(f"{what}: {printable(line)}")
-    print(f"{collected.rows['path'].nunique()} runs: {folder / PAGE}")
+    for line in report(cfg.runs, against=cfg.against, units=cfg.units, output=cfg.output):
+        print(printable(line))

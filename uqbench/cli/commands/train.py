@@ -32,11 +32,10 @@ def run(cfg: DictConfig) -> None:
 
 def show_done(run: Run, cfg: DictConfig) -> bool:
     """Print the metric table of a finished training; False where there is more to do."""
-    from uqbench.runs.experiment import wanted_evaluations
+    from uqbench.runs.experiment import complete
     from uqbench.runs.metrics_table import show
-    from uqbench.runs.run_dir import MADE_FOR
 
-    if wanted_evaluations(cfg, run.read_json("splits.json")) or run.info.get(MADE_FOR):
-        return False
-    show(run)
-    return True
+    if complete(run, cfg):
+        show(run)
+        return True
+    return False
