@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from uqbench import config
-from uqbench.metrics.simulated import simulate_errors
+from uqbench.metrics.reliability import simulate_errors
 from uqbench.metrics.summary import force_summary
 
 ATOMS_PER_STRUCTURE = 50

@@ -8,7 +8,7 @@ import pytest
 from scipy import optimize, stats
 
 from uqbench.metrics.likelihood import gaussian_nll
-from uqbench.metrics.simulated import simulate_errors
+from uqbench.metrics.reliability import simulate_errors
 from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, Scale, ScoreCalibration
 
 pytestmark = pytest.mark.numerics

@@ -18,7 +18,7 @@ from uqbench.evaluations.samples import samples
 from uqbench.figures import canvas, panels
 from uqbench.inference.calibration import Calibration
 from uqbench.inference.prediction_set import PredictionSet
-from uqbench.metrics import binning, bootstrap, confidence, reliability
+from uqbench.metrics import bootstrap, confidence, reliability
 from uqbench.seeding import numpy_generator
 from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, ScoreCalibration
 
@@ -165,8 +165,8 @@ def test_the_bins_have_the_ence_of_the_metric_and_the_unit_of_the_label():
     errors = predictions.forces - predictions.structures.forces
     bars = next(c for c in axes.containers if c.get_label().startswith("calibrated"))
     rmv, root = bars.lines[0].get_data()
-    np.testing.assert_allclose([rmv, root], 1e3 * np.array(binning.rmse_rmv(errors, predictions.score, bins=BINS)))
-    assert f"ENCE {binning.ence(errors, predictions.score, bins=BINS):.2f} (20 bins)" in bars.get_label()
+    np.testing.assert_allclose([rmv, root], 1e3 * np.array(reliability.rmse_rmv(errors, predictions.score, bins=BINS)))
+    assert f"ENCE {reliability.ence(errors, predictions.score, bins=BINS):.2f} (20 bins)" in bars.get_label()
     ends = np.array([segment[:, 1] for segment in bars.lines[2][0].get_segments()])
     assert np.all((ends[:, 0] < root) & (root < ends[:, 1]))
     assert np.mean((ends[:, 0] < rmv) & (rmv < ends[:, 1])) > 0.7

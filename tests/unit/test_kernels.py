@@ -15,8 +15,7 @@ from uqbench.errors import ConfigError
 from uqbench.models import compiled
 from uqbench.models.compiled import Pairs, build, choice
 from uqbench.models.compiled.activation import ACTIVATIONS
-from uqbench.models.compiled.mixing import MIX, MIX_LAST, painn_norm
-from uqbench.models.compiled.painn import PAINN
+from uqbench.models.compiled.painn import MIX, MIX_LAST, PAINN, painn_norm
 from uqbench.models.compiled.schnet import SCHNET
 from uqbench.runs import ownership
 

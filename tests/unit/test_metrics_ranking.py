@@ -8,7 +8,7 @@ import pytest
 from scipy import integrate, stats
 from sklearn.metrics import mean_absolute_error, roc_auc_score, root_mean_squared_error
 
-from uqbench.metrics import accuracy, binning, confidence, likelihood, ranking, reliability, simulated
+from uqbench.metrics import accuracy, confidence, likelihood, ranking, reliability
 
 pytestmark = pytest.mark.numerics
 
@@ -36,7 +36,7 @@ ALL = {
     "width": lambda e, v, w: reliability.width(v, 0.9, w),
     "sharpness": lambda e, v, w: reliability.sharpness(v, w),
     "dispersion": lambda e, v, w: reliability.dispersion(v, w),
-    "ence": lambda e, v, w: binning.ence(e, v, 7, w),
+    "ence": lambda e, v, w: reliability.ence(e, v, 7, w),
     "ause": lambda e, v, w: confidence.ause(v, accuracy.squared_norm(e), w),
     "ause_probabilistic": confidence.ause_probabilistic,
 }
@@ -85,19 +85,19 @@ def test_ranking_ignores_monotone_changes_of_the_score(data):
 def test_simulated_ceilings(spread, rho, auc):
     rng = np.random.default_rng(2)
     variance = np.exp(2 * spread * rng.normal(size=200_000))
-    squared = accuracy.squared_norm(simulated.simulate_errors(variance, 3, rng))
+    squared = accuracy.squared_norm(reliability.simulate_errors(variance, 3, rng))
     assert ranking.spearman(variance, squared) == pytest.approx(rho, abs=0.006)
     assert ranking.roc_auc(variance, squared, 0.8) == pytest.approx(auc, abs=0.006)
 
 
 def test_simulated_errors_follow_the_seed_and_the_variance():
     variance = np.array([4.0, 0.0])
-    first, second = (simulated.simulate_errors(variance, 3, np.random.default_rng(5)) for _ in range(2))
+    first, second = (reliability.simulate_errors(variance, 3, np.random.default_rng(5)) for _ in range(2))
     assert np.array_equal(first, second) and np.all(first[1] == 0)
-    many = simulated.simulate_errors(np.full(100_000, 4.0), 3, np.random.default_rng(0))
+    many = reliability.simulate_errors(np.full(100_000, 4.0), 3, np.random.default_rng(0))
     assert many.std() == pytest.approx(2.0, rel=0.01)
     with pytest.raises(ValueError, match="negative"):
-        simulated.simulate_errors([-1.0], 3, np.random.default_rng(0))
+        reliability.simulate_errors([-1.0], 3, np.random.default_rng(0))
 
 
 def test_nll_is_the_mean_log_density_per_component(data):
@@ -134,7 +134,7 @@ def test_confidence_curve_by_hand():
 def test_probabilistic_reference_is_met_by_calibrated_variances_only():
     rng = np.random.default_rng(3)
     variance = np.exp(rng.normal(size=100_000))
-    errors = simulated.simulate_errors(variance, 3, rng)
+    errors = reliability.simulate_errors(variance, 3, rng)
     calibrated = confidence.ause_probabilistic(errors, variance)
     assert calibrated < 0.005
     assert confidence.ause_probabilistic(errors, variance**2) > 20 * calibrated
@@ -159,7 +159,7 @@ def test_undefined_values_are_nan_without_warnings():
             likelihood.gaussian_nll,
             reliability.zms,
             reliability.miscalibration_area,
-            partial(binning.ence, bins=20),
+            partial(reliability.ence, bins=20),
         ):
             assert np.isnan(metric(errors, np.zeros(4)))
         assert np.isnan(reliability.miscalibration_area_norm(errors, [1.0, 1.0, 0.0, 1.0]))
@@ -169,7 +169,7 @@ def test_undefined_values_are_nan_without_warnings():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_input_is_rejected(bad, data):
     errors, variance, _ = data
-    for metric in (likelihood.gaussian_nll, reliability.miscalibration_area, partial(binning.ence, bins=20)):
+    for metric in (likelihood.gaussian_nll, reliability.miscalibration_area, partial(reliability.ence, bins=20)):
         broken = errors.copy()
         broken[3, 1] = bad
         with pytest.raises(ValueError, match="errors: 1 of 1200 values are not finite"):
@@ -194,7 +194,7 @@ def test_wrong_arguments_are_rejected(data):
     with pytest.raises(ValueError, match="level"):
         reliability.coverage(errors, variance, 95)
     with pytest.raises(ValueError, match="bins"):
-        binning.ence(errors, variance, 0)
+        reliability.ence(errors, variance, 0)
     with pytest.raises(ValueError, match="whole"):
         accuracy.mae(errors, np.full(400, 0.5))
     with pytest.raises(ValueError, match="n_atoms"):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from uqbench.metrics import binning, reliability
-from uqbench.metrics.simulated import simulate_errors
+from uqbench.metrics import reliability
+from uqbench.metrics.reliability import simulate_errors
 
 pytestmark = pytest.mark.numerics
 
@@ -27,7 +27,7 @@ def test_calibrated_data_reach_the_perfect_values(calibrated):
     # The mean area of a Brownian bridge over sqrt(n) is 0.31.
     assert reliability.miscalibration_area(errors, variance) < 1.0 / np.sqrt(n)
     assert reliability.miscalibration_area_norm(errors, variance) == pytest.approx(0.126, abs=0.001)
-    assert binning.ence(errors, variance, bins=20) < 0.01
+    assert reliability.ence(errors, variance, bins=20) < 0.01
     for level in (0.5, 0.68, 0.9, 0.95):
         assert reliability.coverage(errors, variance, level) == pytest.approx(level, abs=0.003)
     expected, observed = reliability.z_quantiles(errors, variance, [0.025, 0.5, 0.84])
@@ -40,7 +40,7 @@ def test_wrong_variances_are_seen_by_every_metric(calibrated):
     assert reliability.zms(errors, variance / 4) == pytest.approx(4, rel=0.02)
     # z with standard deviation 2: the area between N(0, 4) and N(0, 1) is arctan(2)/pi - 1/4.
     assert reliability.miscalibration_area(errors, variance / 4) == pytest.approx(np.arctan(2) / np.pi - 0.25, abs=2e-3)
-    assert binning.ence(errors, variance / 4, bins=20) == pytest.approx(1, abs=0.02)
+    assert reliability.ence(errors, variance / 4, bins=20) == pytest.approx(1, abs=0.02)
     assert reliability.coverage(errors, variance / 4, 0.95) == pytest.approx(2 * stats.norm.cdf(0.98) - 1, abs=0.003)
 
 
@@ -93,19 +93,19 @@ def test_areas_follow_uncertainty_toolbox():
 def test_norm_convention_is_rotation_invariant(calibrated):
     errors, variance = calibrated[0][:1000], calibrated[1][:1000]
     rotation = np.linalg.qr(np.random.default_rng(4).normal(size=(3, 3)))[0]
-    for metric in (reliability.zms, reliability.miscalibration_area_norm, partial(binning.ence, bins=20)):
+    for metric in (reliability.zms, reliability.miscalibration_area_norm, partial(reliability.ence, bins=20)):
         assert metric(errors @ rotation, variance) == pytest.approx(metric(errors, variance), rel=1e-9)
 
 
 def test_bins_by_hand():
     errors = np.sqrt([1.0, 9.0, 4.0, 16.0])
-    rmv, rmse = binning.rmse_rmv(errors, [4.0, 2.0, 1.0, 3.0], bins=2)
+    rmv, rmse = reliability.rmse_rmv(errors, [4.0, 2.0, 1.0, 3.0], bins=2)
     assert rmv == pytest.approx(np.sqrt([1.5, 3.5]))
     assert rmse == pytest.approx(np.sqrt([6.5, 8.5]))
     expected = np.mean(np.abs(np.sqrt([1.5, 3.5]) - np.sqrt([6.5, 8.5])) / np.sqrt([1.5, 3.5]))
-    assert binning.ence(errors, [4.0, 2.0, 1.0, 3.0], bins=2) == pytest.approx(expected)
+    assert reliability.ence(errors, [4.0, 2.0, 1.0, 3.0], bins=2) == pytest.approx(expected)
     # Equal variances: every bin holds the same mixture, in whatever order the rows come.
-    rmv, rmse = binning.rmse_rmv(errors, np.full(4, 7.5), bins=3)
+    rmv, rmse = reliability.rmse_rmv(errors, np.full(4, 7.5), bins=3)
     assert rmv == pytest.approx(np.full(3, np.sqrt(7.5))) and rmse == pytest.approx(np.full(3, np.sqrt(7.5)))
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uqbench.metrics import accuracy, binning, confidence, likelihood, ranking, reliability
+from uqbench.metrics import accuracy, confidence, likelihood, ranking, reliability
 from uqbench.metrics.bootstrap import bootstrap, interval, resampled_counts
 from uqbench.metrics.kernels import Means, Ordering
 from uqbench.metrics.populations import by_element, by_force_magnitude
 from uqbench.metrics.ranking import Ranking
-from uqbench.metrics.simulated import simulate_errors
+from uqbench.metrics.reliability import simulate_errors
 from uqbench.metrics.summary import Settings, energy_summary, force_summary
 
 pytestmark = pytest.mark.numerics
@@ -70,8 +70,8 @@ def test_force_rows_hold_the_plain_metrics(forces):
         "sharpness": np.sqrt(variance.mean()),
         "width_95": reliability.width(variance, 0.95),
         "crps": likelihood.gaussian_crps(errors, variance),
-        "ence": binning.ence(errors, variance, bins=20),
-        "calibrated_ence": binning.ence(errors, calibrated, bins=20),
+        "ence": reliability.ence(errors, variance, bins=20),
+        "calibrated_ence": reliability.ence(errors, calibrated, bins=20),
         "ause": confidence.ause(score, squared),
         "ause_probabilistic": confidence.ause_probabilistic(errors, variance),
         "calibrated_ause_probabilistic": confidence.ause_probabilistic(errors, calibrated),
@@ -173,7 +173,7 @@ def test_kernels_under_resampling_equal_repeated_structures(forces):
             "miscalibration_area": reliability.miscalibration_area(errors[atoms], variance[atoms]),
             "miscalibration_area_norm": reliability.miscalibration_area_norm(errors[atoms], variance[atoms]),
             "dispersion": variance[atoms].std() / variance[atoms].mean(),
-            "ence": binning.ence(errors[atoms], variance[atoms], bins=20),
+            "ence": reliability.ence(errors[atoms], variance[atoms], bins=20),
             "ause": confidence.ause(score[atoms], squared),
         }
         assert {name: summary.samples[name][k] for name in expected} == pytest.approx(expected, rel=1e-9)

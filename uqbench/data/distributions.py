@@ -85,7 +85,6 @@ def coordination(structures: Structures, centre: int, neighbour: int, cutoff: fl
     from vesin import NeighborList  # imports torch
 
     counts = [np.zeros(0, np.int64)]
-
     finder = NeighborList(cutoff=cutoff, full_list=True)
     for frame in _periodic(structures):
         first, second = finder.compute(frame.positions, frame.cells[0], frame.pbc[0], quantities="ij")

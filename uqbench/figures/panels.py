@@ -14,11 +14,10 @@ from scipy.special import gammaincinv, ndtr
 from uqbench.figures.canvas import BLACK, BLUE, GREEN, GREY, SKY, VERMILLION, Drawing
 from uqbench.figures.samples import CALIBRATED, RAW, Sample
 from uqbench.metrics.accuracy import rmse, squared_norm
-from uqbench.metrics.binning import Bins, ence_of_bins
 from uqbench.metrics.bootstrap import interval, resampled_counts
 from uqbench.metrics.confidence import FRACTIONS, ause, confidence_curve
 from uqbench.metrics.kernels import Array, Ordering, Weighting
-from uqbench.metrics.reliability import miscalibration_area, reliability_curve, z_quantiles
+from uqbench.metrics.reliability import Bins, ence_of_bins, miscalibration_area, reliability_curve, z_quantiles
 from uqbench.seeding import numpy_generator
 
 LINES = {RAW: (VERMILLION, "--", "s"), CALIBRATED: (BLUE, "-", "o")}

@@ -1,18 +1,20 @@
 """From predictions to metric rows: every metric, its bootstrap interval and its value for a perfect model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from uqbench.metrics.accuracy import per_atom
-from uqbench.metrics.battery import CALIBRATED, Battery
+from uqbench.metrics import likelihood, reliability
+from uqbench.metrics.accuracy import absolute_terms, per_atom, squared_norm
 from uqbench.metrics.bootstrap import bootstrap, evaluate, interval
-from uqbench.metrics.kernels import Array, Kernel, Values, as_errors, finite, percent
-from uqbench.metrics.reliability import NORM_FLOOR
-from uqbench.metrics.simulated import simulate_errors
+from uqbench.metrics.confidence import OracleConfidence, ProbabilisticConfidence
+from uqbench.metrics.kernels import Array, Kernel, Means, Ordering, Values, as_errors, finite, percent
+from uqbench.metrics.ranking import Ranking
+from uqbench.metrics.reliability import NORM_FLOOR, Bins, simulate_errors
 
+CALIBRATED = "calibrated_"  # before the names of metrics of the calibrated variances; their NLL is called cnll
 IDEAL = "_ideal"
 # The others, width, sharpness and dispersion, do not look at the errors.
 WITH_IDEAL = ("spearman", "roc_auc", "ause", "nll", "cnll", "crps", "zms", "coverage", "ence", "miscalibration_area")
@@ -70,6 +72,107 @@ class Summary:
         }
 
 
+class MetricKernels:
+    """Builds kernels for errors (n, D) of items that belong to structures, owner (n,) ascending in [0, structures).
+
+    Sorting dominates the cost, and scores and variances often sort alike: orderings are shared between kernels, and by
+    the list `orderings` between those of the same items.
+    """
+
+    def __init__(
+        self, errors: Array, owner: NDArray[np.integer], structures: int, orderings: list[Ordering] | None = None
+    ) -> None:
+        self.errors, self.owner, self.structures = errors, owner, structures
+        self.orderings = [] if orderings is None else orderings
+        self._squared = squared_norm(errors)
+        self._columns: dict[Ordering, Array] = {}
+
+    def accuracy(self, errors: Array | None = None, suffix: str = "") -> list[Kernel]:
+        """Kernel for mae and rmse, with a suffix on the names, of the errors (n, D), or of others of the same items."""
+        errors = self.errors if errors is None else errors
+        columns = {"absolute": absolute_terms(errors), "square": squared_norm(errors) / errors.shape[1]}
+
+        def derive(mean: Values) -> Values:
+            return {f"mae{suffix}": mean["absolute"], f"rmse{suffix}": float(np.sqrt(mean["square"]))}
+
+        return [Means(columns, self.owner, self.structures, derive)]
+
+    def ranking(self, score: Array, quantiles: tuple[float, ...]) -> list[Kernel]:
+        """Kernels for spearman, roc_auc_* and ause of a score (n,) against the squared errors."""
+        by_score, by_error = self._ordering(score), Ordering(self._squared, self.owner)
+        return [
+            Ranking(by_score, by_error, quantiles),
+            OracleConfidence(by_score, by_error, self._mean_square(by_score), self._mean_square(by_error)),
+        ]
+
+    def intervals(self, radii: Mapping[float, Array]) -> list[Kernel]:
+        """Kernel for conformal_coverage_* and conformal_radius_*: radii (n,) around the predictions by level."""
+        sizes = np.sqrt(self._squared)
+        columns = {}
+        for level, radius in radii.items():
+            columns[f"conformal_coverage_{percent(level)}"] = (sizes <= radius).astype(np.float64)
+            columns[f"conformal_radius_{percent(level)}"] = radius
+        return [Means(columns, self.owner, self.structures, dict)] if columns else []
+
+    def distribution(self, variance: Array, bins: int, levels: Sequence[float], prefix: str = "") -> list[Kernel]:
+        """Kernels for all metrics that need a variance (n,) per component, with a prefix on the names.
+
+        nll (cnll with the prefix CALIBRATED), crps, zms, coverage_*, width_*, sharpness, dispersion, ence,
+        ause_probabilistic, miscalibration_area and, where errors have several components, its norm variant.
+        """
+        ordering, components = self._ordering(variance), self.errors.shape[1]
+        columns = self._mean_square(ordering), variance[ordering.order]
+        probabilities = reliability.gaussian_probabilities(self.errors, variance)
+        area = f"{prefix}miscalibration_area"
+        kernels: list[Kernel] = [
+            self._moments(variance, levels, prefix),
+            Bins(ordering, *columns, bins, prefix),
+            ProbabilisticConfidence(ordering, *columns, prefix),
+            reliability.Miscalibration(area, probabilities, np.repeat(self.owner, components)),
+        ]
+        if components > 1:
+            probabilities = reliability.norm_probabilities(self.errors, variance)
+            kernels.append(reliability.Miscalibration(f"{area}_norm", probabilities, self.owner))
+        return kernels
+
+    def _ordering(self, key: Array) -> Ordering:
+        for ordering in self.orderings:
+            if ordering.fits(key):
+                return ordering
+        self.orderings.append(Ordering(key, self.owner))
+        return self.orderings[-1]
+
+    def _mean_square(self, ordering: Ordering) -> Array:
+        if ordering not in self._columns:
+            self._columns[ordering] = self._squared[ordering.order] / self.errors.shape[1]
+        return self._columns[ordering]
+
+    def _moments(self, variance: Array, levels: Sequence[float], prefix: str) -> Kernel:
+        scale = float(variance.mean()) or 1.0  # keeps the squares of tiny variances in range
+        columns = {
+            "nll": likelihood.nll_terms(self.errors, variance),
+            "crps": likelihood.crps_terms(self.errors, variance),
+            "zms": reliability.squared_z_terms(self.errors, variance),
+            "sigma": np.sqrt(variance),
+            "variance": variance / scale,
+            "variance_square": (variance / scale) ** 2,
+        }
+        for level in levels:
+            columns[f"coverage_{percent(level)}"] = reliability.coverage_terms(self.errors, variance, level)
+
+        def derive(mean: Values) -> Values:
+            spread = np.sqrt(max(mean["variance_square"] - mean["variance"] ** 2, 0.0))
+            values = {"crps": mean["crps"], "zms": mean["zms"]}
+            for level in levels:
+                values[f"coverage_{percent(level)}"] = mean[f"coverage_{percent(level)}"]
+                values[f"width_{percent(level)}"] = 2 * reliability.half_width(level) * mean["sigma"]
+            values["sharpness"] = float(np.sqrt(mean["variance"] * scale))
+            values["dispersion"] = float(spread / mean["variance"]) if mean["variance"] > 0 else float("nan")
+            return {"cnll" if prefix else "nll": mean["nll"]} | {prefix + name: values[name] for name in values}
+
+        return Means(columns, self.owner, self.structures, derive)
+
+
 def force_summary(
     reference: ArrayLike,
     predicted: ArrayLike,
@@ -102,11 +205,11 @@ def force_summary(
     if not chosen.any():
         return None
     score, variances = _uncertainties(score, variance, calibrated_variance, len(reference))
-    battery = Battery((predicted - reference)[chosen], owner[chosen], structures)
-    kernels = battery.accuracy() + battery.ranking(score[chosen], settings.quantiles)
+    metrics = MetricKernels((predicted - reference)[chosen], owner[chosen], structures)
+    kernels = metrics.accuracy() + metrics.ranking(score[chosen], settings.quantiles)
     variances = {prefix: v[chosen] for prefix, v in variances.items()}
     labels = {"target": "forces", "population": population, "unit": "eV/Å"}
-    return _summary(labels, battery, kernels, variances, _radii(radii, chosen), settings, generator)
+    return _summary(labels, metrics, kernels, variances, _radii(radii, chosen), settings, generator)
 
 
 def energy_summary(
@@ -140,17 +243,17 @@ def energy_summary(
         return None
     score, variances = _uncertainties(score, variance, calibrated_variance, len(reference))
     errors = (predicted - reference)[:, None]
-    battery = Battery(errors[chosen], np.flatnonzero(chosen), len(reference))
-    kernels = battery.accuracy() + battery.accuracy(per_atom(errors[:, 0], n_atoms)[chosen, None], "_per_atom")
-    kernels += battery.ranking(score[chosen], settings.quantiles)
+    metrics = MetricKernels(errors[chosen], np.flatnonzero(chosen), len(reference))
+    kernels = metrics.accuracy() + metrics.accuracy(per_atom(errors[:, 0], n_atoms)[chosen, None], "_per_atom")
+    kernels += metrics.ranking(score[chosen], settings.quantiles)
     variances = {prefix: v[chosen] for prefix, v in variances.items()}
     labels = {"target": "energy", "population": population, "unit": "eV"}
-    return _summary(labels, battery, kernels, variances, _radii(radii, chosen), settings, generator)
+    return _summary(labels, metrics, kernels, variances, _radii(radii, chosen), settings, generator)
 
 
 def _summary(
     labels: dict[str, str],
-    battery: Battery,
+    metrics: MetricKernels,
     kernels: list[Kernel],
     variances: dict[str, Array],
     radii: dict[float, Array],
@@ -160,40 +263,40 @@ def _summary(
     # Resampling has a stream of its own, so that the resamples are equal whatever else the methods need.
     resampling, simulating = (np.random.default_rng(seed) for seed in generator.integers(2**63, size=2))
     for prefix, variance in variances.items():
-        kernels = kernels + battery.distribution(variance, settings.bins, settings.levels, prefix)
-    kernels = kernels + battery.intervals(radii)
-    values = evaluate(kernels, np.ones(battery.structures))
+        kernels = kernels + metrics.distribution(variance, settings.bins, settings.levels, prefix)
+    kernels = kernels + metrics.intervals(radii)
+    values = evaluate(kernels, np.ones(metrics.structures))
     # One structure resampled is always itself: an interval of width zero would be made up.
-    several = battery.owner[0] != battery.owner[-1]
-    samples = bootstrap(kernels, battery.structures, settings.bootstrap, resampling) if several else {}
-    ideal = _ideal(battery, variances, settings, simulating)
+    several = metrics.owner[0] != metrics.owner[-1]
+    samples = bootstrap(kernels, metrics.structures, settings.bootstrap, resampling) if several else {}
+    ideal = _ideal(metrics, variances, settings, simulating)
     ideal |= {f"conformal_coverage_{percent(level)}{IDEAL}": np.array([level]) for level in radii}
     paired: Values = {}
     for name, value in values.items():
         paired[name] = value
         if name + IDEAL in ideal:
             paired[name + IDEAL] = float(ideal[name + IDEAL].mean())
-    return Summary(**labels, n=len(battery.errors), values=paired, samples=samples | ideal)
+    return Summary(**labels, n=len(metrics.errors), values=paired, samples=samples | ideal)
 
 
 def _ideal(
-    battery: Battery,
+    metrics: MetricKernels,
     variances: dict[str, Array],
     settings: Settings,
     generator: np.random.Generator,
 ) -> dict[str, Array]:
     """Values that perfect models with the given variances reach: the simulated draws by name with ``_ideal``."""
-    n, components = battery.errors.shape
+    n, components = metrics.errors.shape
     found: dict[str, Array] = {}
     for prefix, variance in variances.items():
         draws = []
         for _ in range(min(max(settings.ideal_items // n, 1), settings.ideal_draws)):
             errors = simulate_errors(variance, components, generator)
-            perfect = Battery(errors, battery.owner, battery.structures, battery.orderings)
+            perfect = MetricKernels(errors, metrics.owner, metrics.structures, metrics.orderings)
             kernels = perfect.distribution(variance, settings.bins, settings.levels, prefix)
             if prefix == min(variances):  # the ranking is judged by the method's own variance where it has one
                 kernels += perfect.ranking(variance, settings.quantiles)
-            draws.append(evaluate(kernels, np.ones(battery.structures)))
+            draws.append(evaluate(kernels, np.ones(metrics.structures)))
         names = [name for name in draws[0] if name.removeprefix(CALIBRATED).startswith(WITH_IDEAL)]
         found |= {name + IDEAL: np.array([draw[name] for draw in draws]) for name in names}
         if components > 1:

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from uqbench.metrics.battery import CALIBRATED
 from uqbench.metrics.reliability import NORM_FLOOR
+from uqbench.metrics.summary import CALIBRATED
 
 # Target, metric, and what it is called; in the order of a report.
 MAIN = (

@@ -9,9 +9,8 @@ backbones, and so the plain potential, need this package first.
 """
 
 from uqbench.models.compiled.choice import use
-from uqbench.models.compiled.mixing import painn_mix, painn_norm
 from uqbench.models.compiled.multilinear import Wanted
-from uqbench.models.compiled.painn import painn_message
+from uqbench.models.compiled.painn import painn_message, painn_mix, painn_norm
 from uqbench.models.compiled.pairs import Pairs
 from uqbench.models.compiled.schnet import schnet_message
 

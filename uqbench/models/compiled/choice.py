@@ -12,9 +12,9 @@ from torch import Tensor
 
 from uqbench.errors import ConfigError
 from uqbench.models.compiled.build import NoKernels, library
-from uqbench.models.compiled.check import kernel_error
 from uqbench.models.compiled.multilinear import Form
 from uqbench.models.compiled.native import NAMES, forms
+from uqbench.models.compiled.verification import kernel_error
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,7 @@
-"""PaiNN's message: Φ(u, B, C, z, g) = Σ_{i←j} Σ_f W_r r_j (u_ij · g_μi) + W_s s_j g_qi + W_v p_j · g_μi, with W = B C.
+"""PaiNN's message and mixing.
+
+The message is the form, with W = B C,
+Φ(u, B, C, z, g) = Σ_{i←j} Σ_f W_r r_j (u_ij · g_μi) + W_s s_j g_qi + W_v p_j · g_μi.
 
 Pairs have directions u (M, P, 3) and radial bases B (M, P, K); C (M, 3, K, F) are the weights of the filters W for r, s
 and v; atoms have sender features z = [r s p_x p_y p_z] (M, 5, N, F) with p = v ⊙ μ, and cotangents
@@ -8,6 +11,10 @@ With e = [u·g_μ, g_q, g_μ] on edges, Φ = Σ W z e block by block (W_v goes w
 products of two of the three: that is all the code below does. In a chunk of m members and p pairs, filters are
 (3, m, 1, p, F) and edge features (blocks, m, 2, p, F), with both directions of the pairs on axis 2. Blocks are
 contiguous: strided access costs twice the time.
+
+The mixing of an atom's features is the form Φ(b, v, w, d, g) = g_q b (v · w) + d (g_μ · w), for each atom and channel:
+b, d and g_q are (M, N, F), v, w and g_μ (M, 3, N, F); products over the three components are dots. After the last layer
+nothing needs μ: then there is no d and no g_μ.
 """
 
 from __future__ import annotations
@@ -16,9 +23,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from uqbench.models.compiled.choice import chosen
+from uqbench.models.compiled.choice import chosen, compiled
 from uqbench.models.compiled.multilinear import Demand, Form, Gradients, Tensors, Wanted, message
+from uqbench.models.compiled.native import norm
 from uqbench.models.compiled.pairs import Chunk, Pairs
 
 
@@ -247,3 +256,103 @@ def _by_weights(by_w: Tensor, b: Tensor) -> Tensor:
 def _by_directions(wr: Tensor, e: Tensor) -> Tensor:
     first, second = (e[2:] * wr).sum(-1).unbind(2)
     return (first - second).movedim(0, -1)
+
+
+EPSILON = 1e-8
+
+
+def painn_mix(b: Tensor, v: Tensor, w: Tensor, d: Tensor | None, *, wanted: Wanted) -> tuple[Tensor, Tensor | None]:
+    """Return Δq = b (v · w) and Δμ = d w; without d, None for the latter.
+
+    Args:
+        b, d: (M, N, F).
+        v, w: (M, 3, N, F).
+        wanted: what the running backward pass differentiates by.
+
+    Source: Schütt, Unke, Gastegger 2021, eqs 9 and 10.
+    """
+    arguments = (b, v, w) if d is None else (b, v, w, d)
+    everything = (True,) * len(arguments)
+    form = chosen(MIX_LAST if d is None else MIX, v)
+    delta_q, *delta_mu = message(form, None, Demand(wanted, everything, everything), arguments)
+    return delta_q, delta_mu[0] if delta_mu else None
+
+
+def painn_norm(v: Tensor) -> Tensor:
+    """Return sqrt(v · v + ε), (M, 3, N, F) -> (M, N, F); ε keeps the norm of a zero vector differentiable."""
+    return _Norm.apply(v) if compiled(v) else (_dot(v, v) + EPSILON).sqrt()
+
+
+class _Norm(Function):
+    @staticmethod
+    def forward(ctx, v):
+        ctx.save_for_backward(v)
+        return norm(compiled(v), v)
+
+    @staticmethod
+    def backward(ctx, g):
+        return _NormPullback.apply(*ctx.saved_tensors, g)
+
+
+class _NormPullback(Function):
+    """g v / n(v)."""
+
+    @staticmethod
+    def forward(ctx, v, g):
+        ctx.save_for_backward(v, g)
+        return norm(compiled(v), v, g)
+
+    @staticmethod
+    def backward(ctx, c):
+        v, g = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return norm(compiled(v), v, g, c)
+        # Of the third order and above: in terms that autograd knows.
+        n = (_dot(v, v) + EPSILON).sqrt()
+        along = _dot(c, v) / n
+        return (g / n).unsqueeze(-3) * (c - v * (along / n).unsqueeze(-3)), along
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum(-3)
+
+
+def _message(_: None, arguments: Tensors) -> Tensors:
+    b, v, w, *d = arguments
+    return b * _dot(v, w), *(one.unsqueeze(-3) * w for one in d)
+
+
+def _pullback(_: None, arguments: Tensors, g: Tensors, needs: tuple[bool, ...]) -> Gradients:
+    b, v, w, *d = arguments
+    gq, *gm = g
+    gb = (gq * b).unsqueeze(-3)
+    by_w = gb * v
+    if d:
+        by_w = by_w + d[0].unsqueeze(-3) * gm[0]
+    results = gq * _dot(v, w), gb * w, by_w, *(_dot(one, w) for one in gm)
+    return tuple(result if need else None for result, need in zip(results, needs, strict=True))
+
+
+def _second(_: None, arguments: Tensors, g: Tensors, cotangents: Gradients, needs: tuple[bool, ...]) -> Gradients:
+    b, v, w, *d = arguments
+    b2, v2, w2, *d2 = (
+        a.new_zeros(a.shape) if cotangent is None else cotangent
+        for a, cotangent in zip(arguments, cotangents, strict=True)
+    )
+    gq, *gm = g
+    crossed = _dot(v2, w) + _dot(w2, v)
+    g2, gb = (gq * b2).unsqueeze(-3), (gq * b).unsqueeze(-3)
+    by_w = g2 * v + gb * v2
+    if d:
+        by_w = by_w + d2[0].unsqueeze(-3) * gm[0]
+    results = gq * crossed, g2 * w + gb * w2, by_w, *(_dot(w2, one) for one in gm)
+    by_g = (
+        b2 * _dot(v, w) + b * crossed,
+        *(a.unsqueeze(-3) * w2 + a2.unsqueeze(-3) * w for a, a2 in zip(d, d2, strict=True)),
+    )
+    return *(result if need else None for result, need in zip(results, needs, strict=True)), *by_g
+
+
+# Each of the two terms lacks some of the arguments.
+MIX = Form("mix", _message, _pullback, _second, affine=(0, 1, 3))
+MIX_LAST = Form("mix_last", _message, _pullback, _second)

@@ -11,10 +11,8 @@ from torch import Tensor
 from uqbench.data.graph import Batch
 from uqbench.models.blocks import require_apart
 from uqbench.models.compiled.choice import compiled
-from uqbench.models.compiled.computation import Computation
-from uqbench.models.compiled.differentiable import differentiable
-from uqbench.models.compiled.engine import Engine, EngineOutput, Sizes
-from uqbench.models.compiled.fingerprint import Fingerprint
+from uqbench.models.compiled.computation import Computation, Fingerprint
+from uqbench.models.compiled.engine import Engine, EngineOutput, Sizes, differentiable
 from uqbench.models.compiled.verification import Verification, gradient_error, relative_error
 from uqbench.models.potential import Output, Potential, per_volume
 

@@ -1,16 +1,21 @@
-"""Compiled networks are compared with autograd once, and not used where the two disagree."""
+"""Compiled code is compared with torch once, and not used where the two disagree.
+
+Forms are compared on random arguments, networks with autograd on what they are called with.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from uqbench.models.compiled.engine import Engine
+from uqbench.models.compiled.multilinear import Form, Tensors
+from uqbench.models.compiled.pairs import Pairs
 
 log = logging.getLogger(__name__)
 
@@ -71,3 +76,53 @@ def gradient_error(results: Sequence[Tensor], expected: Sequence[Tensor], inputs
         for some in (results, expected)
     )
     return relative_error(a, b, [max(float(x.abs().max()) for x in b)] * len(b))
+
+
+MEMBERS, ATOMS, PAIRS, RADIAL = 2, 5, 19, 3
+CHANNELS = 37  # one or more full vectors of any machine, and a rest
+
+
+def kernel_error(body: Form, reference: Form, dtype: torch.dtype) -> float:
+    """Return the largest difference over all derivatives up to the second, relative to the largest value of each."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randint(ATOMS, (2, PAIRS), generator=generator)
+    pairs, worst = Pairs(first, second, ATOMS, MEMBERS), 0.0
+    for arguments, g in _examples(reference.name, generator, dtype):
+        everything = (True,) * len(arguments)
+        cotangents = tuple(_random(a.shape, generator, dtype) for a in arguments)
+        found, expected = (
+            (
+                *form.message(pairs, arguments),
+                *form.pullback(pairs, arguments, g, everything),
+                *form.second(pairs, arguments, g, cotangents, everything),
+            )
+            for form in (body, reference)
+        )
+        for a, b in zip(found, expected, strict=True):
+            worst = max(worst, float((a - b).abs().max() / b.abs().max()))
+    return worst
+
+
+def _examples(name: str, generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Tensors, Tensors]]:
+    """Yield arguments and cotangents of the form with that name."""
+
+    def draw(*shapes: tuple[int, ...]) -> Tensors:
+        return tuple(_random((MEMBERS, *shape), generator, dtype) for shape in shapes)
+
+    atoms = (ATOMS, CHANNELS)
+    if name.startswith("mix"):
+        yield (
+            draw(*(atoms, (3, *atoms), (3, *atoms), atoms)[: 3 if name == "mix_last" else 4]),
+            draw(*(atoms, (3, *atoms))[: 1 if name == "mix_last" else 2]),
+        )
+        return
+    if name == "schnet":
+        yield draw((PAIRS, CHANNELS), atoms), draw(atoms)
+        return
+    for vectors in ((), ((3, *atoms),)):
+        geometry, weights = ((PAIRS, 3), (PAIRS, RADIAL)), (2 + len(vectors), RADIAL, CHANNELS)
+        yield draw(*geometry, weights, (2, *atoms), *vectors), draw(atoms, (3, *atoms))
+
+
+def _random(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=dtype)
