@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ase import units
 
 from uqbench.config.names import choose
@@ -15,6 +17,11 @@ ENERGY = {
     "Rydberg": units.Rydberg,
 }
 LENGTH = {"Ang": 1.0, "Bohr": units.Bohr, "nm": units.nm}
+
+
+EnergyUnit = Literal[tuple(ENERGY)]
+LengthUnit = Literal[tuple(LENGTH)]
+ForceUnit = Literal[tuple(f"{energy}/{length}" for energy in ENERGY for length in LENGTH)]
 
 
 def energy_factor(unit: str) -> float:

@@ -188,8 +188,8 @@ def test_a_file_of_a_finished_step_that_changed_is_noticed(whole, tmp_path, caps
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("al.batch=100", "al.batch: must be at most al.proposals"),
-        ("al.generations=0", "al.generations: must be >= 1"),
+        ("al.batch=100", "al.batch: expected an integer <= proposals"),
+        ("al.generations=0", "al.generations: expected an integer >= 1, got 0"),
         ("acquisition.kT=0", "acquisition.kT"),
         ("evaluations.out_of_domain.split=out_of_domian", "did you mean 'out_of_domain'"),
     ],

@@ -143,7 +143,7 @@ def test_the_oracle_is_a_group_of_its_own(capsys):
         (["evaluation.oracle=dft"], "evaluation.oracle: is chosen as a whole by oracle@evaluation.oracle=dft"),
         (["oracle=dft"], "oracle: is chosen as a whole by oracle@evaluation.oracle=dft"),
         (["evaluation.oracle.acuracy=1"], "did you mean 'evaluation.oracle.accuracy'?"),
-        (["evaluation.images=2"], "evaluation.images: must be >= 3, got 2"),
+        (["evaluation.images=2"], "evaluation.images: expected an integer >= 3, got 2"),
         (["evaluation.optimizer=bfgs"], "evaluation.optimizer: expected 'BFGS' or 'FIRE'"),
         (["oracle@evaluation.oracle=ase", "evaluation.oracle.calculator=os.system"], "'os.system' is not trusted"),
     ],

@@ -23,7 +23,7 @@ BAD = {
     "wrong literal": (["model.kind=rond"], ["model.kind: expected 'flat' or 'round', got 'rond'; did you mean 'rou"]),
     "wrong element": (["model=deep", "model.sizes=[1,x]"], ["model.sizes: expected a list (an integer), got [1, 'x']"]),
     "wrong top-level type": (["seed=abc"], ["seed: expected an integer, got 'abc'"]),
-    "negative seed": (["seed=-1"], ["seed: expected an integer from 0 up, got -1"]),
+    "negative seed": (["seed=-1"], ["seed: expected an integer >= 0 and < 9223372036854775808, got -1"]),
     "wrong top-level literal": (["action=pas"], ["action: expected 'pass' or"]),
     "missing value": (["model=needs"], ["model.width: no value given; add model.width=..."]),
     "dangling interpolation": (["model.rate=${nowhere}"], ["model.rate: Interpolation key 'nowhere' not found"]),

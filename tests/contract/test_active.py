@@ -1,13 +1,11 @@
 """What every acquisition and every selection must hold."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from helpers import built, fitted_method, options
 
 from uqbench.active.latents import structure_latents
-from uqbench.errors import ConfigError, DataError
+from uqbench.errors import DataError
 
 pytestmark = pytest.mark.numerics
 
@@ -85,12 +83,3 @@ def test_selection(name, acquisition, method, ethanol):
     assert sum(chosen.counts.values()) == 6 == len(chosen.table)
     assert chosen.counts["chosen"] == len(set(chosen.indices)) <= 3
     assert (chosen.table.status[chosen.indices] == "chosen").all()
-
-
-@pytest.mark.parametrize("name", options("acquisition"))
-def test_wrong_settings_are_named(name):
-    option = built("acquisition", name)
-    for field in dataclasses.fields(option):
-        if field.type == "float":
-            with pytest.raises(ConfigError, match=f"acquisition.{field.name}: "):
-                dataclasses.replace(option, **{field.name: -1.0})

@@ -9,12 +9,10 @@ from helpers import options, small_config, small_method
 from model_checks import CHECKS, batch_of, check_members, evaluate, known_elements, labelled
 
 from uqbench.config import build
-from uqbench.errors import ConfigError
 from uqbench.models.blocks import Initialiser
 from uqbench.models.compiled.potential import compile
 from uqbench.models.normalisation import Normalisation
 from uqbench.models.potential import Potential
-from uqbench.uq.io import build_method
 
 pytestmark = pytest.mark.numerics
 
@@ -89,11 +87,3 @@ def test_members_equal_single_models_of_the_same_streams(backbone):
         return compile(Potential(net, heads={}, normalisation=constants, activation="silu", init=init)).double()
 
     check_members(make)
-
-
-@pytest.mark.parametrize(
-    "key", ["backbone.features", "backbone.layers", "backbone.radial_functions", "backbone.cutoff"]
-)
-def test_impossible_sizes_are_refused(backbone, ethanol, key):
-    with pytest.raises(ConfigError):
-        build_method(small_config(backbone, "deterministic", **{key: 0}), Normalisation.fit(ethanol))

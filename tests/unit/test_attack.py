@@ -312,14 +312,6 @@ def test_nothing_to_attack(training):
         attack().from_frames(method, training, np.arange(2), seed=0)
 
 
-def test_all_wrong_settings_at_once():
-    with pytest.raises(ConfigError) as error:
-        dataclasses.replace(attack(), kT=0.0, lr=-1.0, steps=0, uncertainty="sum")
-    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
-        f"acquisition.{name}" for name in ("kT", "steps", "lr", "uncertainty")
-    ]
-
-
 def test_random_displacements_have_the_length_asked_for_and_no_direction(training):
     frames = np.arange(400) % 20
     rms = np.linspace(0.1, 0.3, 400)

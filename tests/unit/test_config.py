@@ -2,27 +2,33 @@
 
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
 import pytest
+from annotated_types import Len
 from omegaconf import OmegaConf
+from pydantic import PositiveInt
 
 from uqbench import config
-from uqbench.config.annotations import Supplied, describe, is_plain, matches
+from uqbench.config.annotations import Different, Fraction, Supplied, describe, is_plain, matches
 from uqbench.errors import ConfigError
+from uqbench.training.settings import Training
 
 FITS = [
     (1, int, True), (True, int, False), (1.0, int, False), ("1", int, False), (None, int, False),
     (1, float, True), (0.5, float, True), (True, float, False), (float("nan"), float, False),
-    (float("inf"), float, True),
+    (float("inf"), float, False), (10**400, int, True), (2, PositiveInt, True), (0, PositiveInt, False),
+    (0.5, Fraction | None, True), (1.0, Fraction | None, False), (None, Fraction | None, True),
+    ([1, 2], Different[int], True), ([1, 1], Different[int], False), ([], Different[int], False),
+    (None, Training | None, True), ({}, Training, False), ({"_target_": "x.Y"}, Training | None, True),
     (True, bool, True), (1, bool, False), ("x", str, True), (1, str, False),
     (None, int | None, True), (None, Optional[int], True), ("x", int | None, False),  # noqa: UP045
-    ("a", Literal["a", "b"], True), ("c", Literal["a", "b"], False), (True, Literal[1], False),
+    ("a", Literal["a", "b"], True), ("c", Literal["a", "b"], False),
     ([1, 2], list[int], True), ([1, "x"], list[int], False), (1, list[int], False), ([], list, True),
     ([0.9, 1], tuple[float, float], True), ([0.9], tuple[float, float], False), ([1, 2, 3], tuple[int, ...], True),
-    ("ab", Sequence[str], False), ([1], Iterable[int], True),
+    ("ab", Sequence[str], False),
     ({"H": -1.0}, dict[str, float], True), ({"H": "x"}, Mapping[str, float], False),
     ("a/b", Path, True), (1, Path, False), (1, Any, True), (2, Annotated[int, "even"], True),
     ({"_target_": "x.Y"}, Path, False), ({"_target_": "x.Y"}, types.SimpleNamespace | None, True),
@@ -41,6 +47,10 @@ def test_describe_and_is_plain():
     assert describe(Literal["a", 2]) == "'a' or 2"
     assert describe(float | types.SimpleNamespace) == "a number"
     assert describe(int | float | None) == "a number or null"
+    assert describe(PositiveInt | Fraction | None) == "an integer >= 1 or a number > 0 and < 1 or null"
+    assert describe(Annotated[list[PositiveInt], Len(3, 3)]) == "a list of 3 (an integer >= 1)"
+    assert describe(Different[Fraction]) == "a list (a number > 0 and < 1, not empty, no value twice)"
+    assert describe(Training | None) == "null" and describe(Training) == "a node with a _target_ (Training)"
     assert is_plain(list[int]) and is_plain(str | None)
     assert not is_plain(types.SimpleNamespace) and not is_plain(Supplied[int]) and not is_plain(object)
 

@@ -94,20 +94,6 @@ def test_validation_follows_its_own_seed_and_the_test_never_moves(root):
         rmd17(root, n_train=21).split(structures)
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"molecule": "ethanl"}, "unknown rMD17 molecule 'ethanl'; did you mean 'ethanol'"),
-        ({"split": 6}, "dataset.split=6: rMD17 has the official splits 1 to 5"),
-        ({"split": 0}, "dataset.split=0"),
-        ({"validation_fraction": 1.0}, "validation_fraction must lie between 0 and 1"),
-    ],
-)
-def test_settings_that_do_not_exist(changes, message):
-    with pytest.raises(DataError, match=message):
-        rmd17(**changes)
-
-
 def test_a_split_file_that_points_past_the_end(root):
     with open(root / "rmd17/splits/index_test_01.csv", "a") as file:
         file.write(f"{FRAMES}\n")

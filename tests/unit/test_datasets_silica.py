@@ -150,7 +150,7 @@ def test_sizes_seeds_and_split_files(nff, tmp_path):
         silica(nff, split_file=str(tmp_path / "own.json")).split(structures)
 
 
-@pytest.mark.parametrize("below, message", [(-1.0, "no frame is below"), (1e3, "no frame is above")])
+@pytest.mark.parametrize("below, message", [(1e-9, "no frame is below"), (1e3, "no frame is above")])
 def test_a_limit_that_divides_nothing(nff, below, message):
     structures = silica(nff).load()
     with pytest.raises(
@@ -188,7 +188,6 @@ def test_files_that_are_missing_or_bad(nff, tmp_path):
     (tmp_path / "bad.extxyz").write_text("3\nnot a frame\n")
     refused(tmp_path / "bad.extxyz", "bad.extxyz: ASE cannot read it")
     refused(nff, "names no units; set dataset.energy_unit", energy_unit=None)
-    refused(nff, "unknown energy unit 'kcal'", energy_unit="kcal")
     refused(
         nff,
         "no temperature 'T' .keys there: nxyz, energy, energy_grad, temperature",
@@ -196,4 +195,3 @@ def test_files_that_are_missing_or_bad(nff, tmp_path):
         temperature_key="T",
     )
     refused(nff, "'nxyz' does not hold one number for each frame", by="temperature", temperature_key="nxyz")
-    refused(nff, "block must be a whole number", block=0)

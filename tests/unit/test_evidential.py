@@ -10,7 +10,6 @@ from helpers import graphs_of, short_training, small_method
 from scipy import stats
 from scipy.special import gammaln
 
-from uqbench.errors import ConfigError
 from uqbench.training.loop import POINT_LOSSES, train
 from uqbench.uq.base import KCAL_PER_MOL
 from uqbench.uq.likelihoods import HEAD, log_gamma_half_step, nig_nll
@@ -161,9 +160,3 @@ def test_infinite_parameters_do_not_pass_in_silence():
         assert not torch.isfinite(nig_nll(one, one, 2 * one, wrong))
     assert torch.isnan(nig_nll(one, torch.tensor(torch.nan), 2 * one, one))
     assert torch.isnan(nig_nll(one, one, torch.tensor(torch.nan), one))
-
-
-@pytest.mark.parametrize("change", [{"regularisation": -1.0}, {"uncertainty": "total"}, {"likelihood": "trace"}])
-def test_impossible_settings_are_refused(ethanol, change):
-    with pytest.raises(ConfigError, match=f"uq.{next(iter(change))}"):
-        evidential(ethanol, **change)

@@ -7,7 +7,7 @@ import torch
 from helpers import graphs_of, short_training, small_method
 from scipy import stats
 
-from uqbench.errors import ConfigError, TrainingError
+from uqbench.errors import TrainingError
 from uqbench.runs.run_dir import load_checkpoint
 from uqbench.training.loop import POINT_LOSSES, train
 from uqbench.uq.base import KCAL_PER_MOL
@@ -177,11 +177,3 @@ def test_a_head_that_is_not_finite_stops_the_training(ethanol, tmp_path, uq):
         method.potential.heads[HEAD].layers[-1].bias.fill_(float("nan"))
     with pytest.raises(TrainingError, match="diverged in epoch 1: the loss is nan"):
         train(method, ethanol[:24], ethanol[24:36], short_training(precision="float64"), 0, tmp_path)
-
-
-@pytest.mark.parametrize("change", [{"beta": -0.1}, {"beta": 1.5}, {"warmup": 1.1}, {"floor": 0.0}])
-def test_impossible_settings_are_refused(ethanol, change):
-    with pytest.raises(ConfigError, match=f"uq.{next(iter(change))}"):
-        mve(ethanol, **change)
-    with pytest.raises(ConfigError, match="uq.likelihood: .* 'vector' or 'norm'"):
-        mve(ethanol, likelihood="trace")

@@ -270,12 +270,6 @@ def test_an_oracle_that_cannot_work_says_so_in_one_line(springs, oracle, tmp_pat
         oracle("ase", calculator="ase.calculators.lj.LennardJones")
 
 
-@pytest.mark.parametrize("bad", [{"workers": 0}, {"threads": 0}, {"timeout_s": 0.0}, {"accuracy": 0.0}])
-def test_settings_out_of_range(oracle, bad):
-    with pytest.raises(ConfigError, match=f"oracle.{next(iter(bad))}"):
-        oracle("xtb", **bad)
-
-
 def test_any_calculator_of_ase(oracle):
     frames = rattled(2)
     labels = oracle("ase", calculator="ase.calculators.lj.LennardJones", arguments={"sigma": 0.8}).label(frames)

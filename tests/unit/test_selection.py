@@ -18,7 +18,6 @@ from uqbench.active.latents import structure_latents
 from uqbench.active.physical import closest_contacts, count_pieces
 from uqbench.active.selection import farthest_points
 from uqbench.data.structures import Structures
-from uqbench.errors import ConfigError
 
 pytestmark = pytest.mark.numerics
 
@@ -293,12 +292,3 @@ def test_latents_do_not_depend_on_how_a_structure_lies(ethanol):
     # The mean of the atoms of each element, batch after batch.
     several = structure_latents(method, ethanol[:5], 2)
     np.testing.assert_allclose(several[3:4], structure_latents(method, ethanol[3], 1), rtol=1e-8, atol=1e-10)
-
-
-def test_wrong_settings_are_named():
-    top = built("selection", "top")
-    with pytest.raises(ConfigError) as error:
-        dataclasses.replace(top, diversity="most", pool=0.5, min_distance=2.0, energy_window=-1.0, tolerance=0.2)
-    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
-        f"selection.{name}" for name in ("diversity", "pool", "min_distance", "energy_window", "tolerance")
-    ]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ase.io
 import numpy as np
 import pandas as pd
 from ase import Atoms
 from ase.geometry import find_mic
+from pydantic import PositiveInt
 from scipy.spatial.transform import Rotation
 
 from uqbench.active.acquisition.base import Acquisition, Proposals
@@ -21,12 +22,13 @@ from uqbench.active.acquisition.displacement import random_displacements
 from uqbench.active.acquisition.objective import score_and_energy
 from uqbench.active.journal import Journal
 from uqbench.active.latents import structure_latents
-from uqbench.config.annotations import Supplied
+from uqbench.active.selection import Selection
+from uqbench.config.annotations import Share, Supplied
 from uqbench.data.arrays import PACKED, SPLIT, pack, read_npz
 from uqbench.data.readers import ase_frames
 from uqbench.data.sources.base import Dataset
 from uqbench.data.structures import Splits, Structures, check_splits
-from uqbench.errors import ConfigError, DataError
+from uqbench.errors import DataError
 from uqbench.evaluations.base import Rows
 from uqbench.figures import proposals as figures
 from uqbench.figures.canvas import render
@@ -40,23 +42,6 @@ from uqbench.seeding import derive, numpy_generator
 log = logging.getLogger(__name__)
 
 BATCH = 64  # structures scored at once: a matter of memory only
-
-
-class Chosen(Protocol):
-    """Outcome of a selection: the indices of the chosen proposals, a table of all, and how many met which fate."""
-
-    indices: np.ndarray
-    table: pd.DataFrame
-    counts: dict[str, int]
-
-
-class Selector(Protocol):
-    """What conf/selection names; see `uqbench.active.selection`."""
-
-    def select(
-        self, proposals: Proposals, training: Structures, n: int, latents: Callable[[Structures], np.ndarray]
-    ) -> Chosen:
-        """Choose at most n proposals."""
 
 
 class Loop:
@@ -81,30 +66,28 @@ class Loop:
     def __init__(
         self,
         *,
-        generations: int,
-        proposals: int,
-        batch: int,
+        generations: PositiveInt,
+        proposals: PositiveInt,
+        batch: PositiveInt,
         relabel: bool,
-        validation_share: float,
+        validation_share: Share,
         run: RunDir,
         acquisition: Acquisition,
-        selection: Selector,
+        selection: Selection,
         oracle: Oracle,
         seed: Supplied[int],
     ) -> None:
-        counts = {"generations": generations, "proposals": proposals, "batch": batch}
-        wrong = [f"al.{name}: must be >= 1, got {value}" for name, value in counts.items() if value < 1]
-        if batch > proposals:
-            wrong.append(f"al.batch: must be at most al.proposals ({proposals}), got {batch}")
-        if not 0 <= validation_share < 1:
-            wrong.append(f"al.validation_share: must lie in [0, 1), got {validation_share}")
-        if wrong:
-            raise ConfigError("\n".join(wrong))
         self.generations, self.proposals, self.batch = generations, proposals, batch
         self.relabel, self.validation_share = relabel, validation_share
         self.run, self.seed = run, seed
         self.acquisition, self.selection, self.oracle = acquisition, selection, oracle
         self.journal = Journal(run)
+
+    @staticmethod
+    def contradictions(*, proposals: int, batch: int, **_: Any) -> Iterator[str]:
+        """Yield what is wrong between arguments that are each right alone."""
+        if batch > proposals:
+            yield f"batch: expected an integer <= proposals ({proposals}), got {batch}"
 
     @staticmethod
     def data_name(generation: int) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from annotated_types import Ge, Interval
 from numpy.typing import NDArray
+from pydantic import PositiveFloat
 
 from uqbench.active.acquisition.base import Proposals, compositions
 from uqbench.active.duplicates import LARGEST_TOLERANCE, Geometry, Seen
@@ -63,32 +65,17 @@ class Selection:
     """
 
     diversity: Literal["none", "farthest"]
-    pool: float
-    min_distance: float
-    max_gap: float
-    energy_window: float | None
-    tolerance: float
+    pool: Annotated[float, Ge(1)]
+    min_distance: PositiveFloat
+    max_gap: PositiveFloat
+    energy_window: PositiveFloat | None
+    tolerance: Annotated[float, Interval(gt=0, le=LARGEST_TOLERANCE)]
 
-    def __post_init__(self) -> None:
-        wrong = []
-        if self.diversity not in ("none", "farthest"):
-            wrong.append(f"selection.diversity: expected none or farthest, got {self.diversity!r}")
-        if not self.pool >= 1:
-            wrong.append(f"selection.pool: must be >= 1, got {self.pool}")
-        if not 0 < self.min_distance < self.max_gap:
-            wrong.append(
-                f"selection.min_distance: must lie between 0 and selection.max_gap, got {self.min_distance} and "
-                f"{self.max_gap}"
-            )
-        if self.energy_window is not None and not self.energy_window > 0:
-            wrong.append(f"selection.energy_window: must be > 0 or null, got {self.energy_window}")
-        if not 0 < self.tolerance <= LARGEST_TOLERANCE:
-            wrong.append(
-                f"selection.tolerance: must be > 0 and at most {LARGEST_TOLERANCE} (atoms must stay distinct), "
-                f"got {self.tolerance}"
-            )
-        if wrong:
-            raise ConfigError("\n".join(wrong))
+    @staticmethod
+    def contradictions(*, min_distance: float, max_gap: float, **_: Any) -> Iterator[str]:
+        """Yield what is wrong between settings that are each right alone."""
+        if min_distance >= max_gap:
+            yield f"min_distance: expected a number < max_gap ({max_gap}), got {min_distance}"
 
     def select(self, proposals: Proposals, training: Structures, n: int, latents: Latents) -> Chosen:
         """Choose n proposals; `latents` gives one vector per structure and is asked for `farthest` only."""

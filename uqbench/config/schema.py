@@ -6,6 +6,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
+from uqbench.config.annotations import Seed
 from uqbench.config.names import did_you_mean
 from uqbench.config.slots import errors_of_slots, target_nodes, text_of, type_errors, value_errors
 from uqbench.errors import ConfigError
@@ -15,7 +16,7 @@ class Skeleton:
     """Types of the top-level keys that every command shares; a command module may extend it as its own `Skeleton`."""
 
     command: str
-    seed: int
+    seed: Seed
     outputs: str
     data_root: str | None
     kernels: Literal["auto", "torch", "native"]

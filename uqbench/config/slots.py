@@ -236,7 +236,7 @@ def _target_errors(node: DictConfig, path: str, kind: str | None, *, arguments: 
         keys = {str(key): None for key in node if key != "_target_"}
         # Arguments that no YAML can express (tensors, other objects) are handed over in code, so build() checks them.
         errors += _argument_errors(target, keys, path, required=lambda name: is_plain(hints.get(name, object)))
-        errors += type_errors(node, hints, path)
+        errors += type_errors(node, hints, path) or _contradictions(node, target, path, errors)
     for name, child in _children(node, path):
         accepted = object_kind(hints.get(_last(name), Any))
         if "_target_" in child and accepted is not None:
@@ -247,6 +247,14 @@ def _target_errors(node: DictConfig, path: str, kind: str | None, *, arguments: 
                 for inner, one in target_nodes(child, name)
             ]
     return errors
+
+
+def _contradictions(node: DictConfig, target: type, path: str, errors: list[str]) -> list[str]:
+    """What a class says, by its static method `contradictions`, of arguments that are each right alone."""
+    if errors or value_errors(node, path) or not hasattr(target, "contradictions"):
+        return []
+    arguments = {key: value for key, value in OmegaConf.to_container(node, resolve=True).items() if key != "_target_"}
+    return [f"{path}.{line}" for line in target.contradictions(**arguments)]
 
 
 def _argument_errors(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from ase.data import chemical_symbols
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from uqbench.config.annotations import Different, Fraction
 from uqbench.data.structures import Structures
-from uqbench.errors import ConfigError
 from uqbench.evaluations.base import Evaluation, Rows, cost_rows
 from uqbench.evaluations.samples import samples
 from uqbench.figures.canvas import render
@@ -47,31 +49,25 @@ class Metrics(Evaluation):
     def __init__(
         self,
         *,
-        quantiles: list[float],
-        levels: list[float],
-        bins: int,
-        bootstrap: int,
-        ideal_items: int,
-        ideal_draws: int,
+        quantiles: Different[Fraction],
+        levels: Different[Fraction],
+        bins: PositiveInt,
+        bootstrap: NonNegativeInt,
+        ideal_items: PositiveInt,
+        ideal_draws: PositiveInt,
         per_element: bool,
-        force_ranges: list[float] | None,
-        batch_size: int,
+        force_ranges: list[NonNegativeFloat] | None,
+        batch_size: PositiveInt,
     ) -> None:
-        for name, shares in (("quantiles", quantiles), ("levels", levels)):
-            if not shares or not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
-                raise ConfigError(f"evaluation.{name}: expected different numbers between 0 and 1, got {list(shares)}")
-        least = {"bins": 1, "bootstrap": 0, "ideal_items": 1, "ideal_draws": 1, "batch_size": 1}
         given = {"bins": bins, "bootstrap": bootstrap, "ideal_items": ideal_items, "ideal_draws": ideal_draws}
-        for name, value in (given | {"batch_size": batch_size}).items():
-            if value < least[name]:
-                raise ConfigError(f"evaluation.{name}: must be >= {least[name]}, got {value}")
-        if force_ranges is not None:
-            try:
-                by_force_magnitude(np.zeros((0, 3)), force_ranges)
-            except ValueError as error:
-                raise ConfigError(f"evaluation.force_ranges: {error}") from error
         self.settings = Settings(quantiles=tuple(quantiles), levels=tuple(levels), **given)
         self.per_element, self.force_ranges, self.batch_size = per_element, force_ranges, batch_size
+
+    @staticmethod
+    def contradictions(*, force_ranges: list[float] | None, **_: Any) -> Iterator[str]:
+        """Yield what is wrong with arguments beyond the range of each number."""
+        if force_ranges is not None and (force_ranges[:1] != [0] or sorted(set(force_ranges)) != force_ranges):
+            yield f"force_ranges: expected ascending numbers that begin with 0, got {force_ranges}"
 
     def calibrate(
         self,

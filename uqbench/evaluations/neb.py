@@ -6,15 +6,17 @@ import functools
 import io
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import ase.io
 import numpy as np
 import pandas as pd
+from annotated_types import Ge
 from ase import Atoms
+from pydantic import PositiveFloat, PositiveInt
 
 from uqbench.data.structures import Structures
-from uqbench.errors import ConfigError, DataError
+from uqbench.errors import DataError
 from uqbench.evaluations.band import Array, Path, Settings, find_path
 from uqbench.evaluations.base import Evaluation, Rows
 from uqbench.evaluations.reactions import frames_of
@@ -52,21 +54,15 @@ class NudgedElasticBand(Evaluation):
         *,
         reaction: str,
         path: str | None,
-        images: int,
+        images: Annotated[int, Ge(3)],
         interpolation: Literal["linear", "idpp"],
-        spring: float,
-        climb_below: float | None,
+        spring: PositiveFloat,
+        climb_below: PositiveFloat | None,
         optimizer: Literal["BFGS", "FIRE", "LBFGS", "MDMin"],
-        fmax: float,
-        steps: int,
+        fmax: PositiveFloat,
+        steps: PositiveInt,
         oracle: Oracle,
     ) -> None:
-        for name, value, least in (("images", images, 3), ("steps", steps, 1)):
-            if value < least:
-                raise ConfigError(f"evaluation.{name}: must be >= {least}, got {value}")
-        for name, value in (("spring", spring), ("fmax", fmax), ("climb_below", climb_below)):
-            if value is not None and not value > 0:
-                raise ConfigError(f"evaluation.{name}: must be > 0, got {value}")
         self.reaction, self.path, self.oracle = reaction, path, oracle
         self.settings = Settings(images, interpolation, spring, climb_below, optimizer, fmax, steps)
 

@@ -10,13 +10,14 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uqbench.data.graph import COINCIDENT, Batch
-from uqbench.errors import ConfigError, DataError
+from uqbench.errors import DataError
 from uqbench.models.compiled import Pairs, Wanted
 from uqbench.models.compiled.activation import ACTIVATIONS
 from uqbench.seeding import torch_generator
@@ -114,10 +115,11 @@ class Embedding(nn.Module):
         return self.weight.index_select(-2, species)
 
 
+Activation = Literal[tuple(ACTIVATIONS)]
+
+
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """Return the activation of that name; raises ConfigError for an unknown one."""
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"unknown activation '{name}'; choose one of {', '.join(ACTIVATIONS)}")
+    """Return the activation of that name."""
     return ACTIVATIONS[name]
 
 
@@ -165,22 +167,12 @@ class GaussianBasis(nn.Module):
 
 
 RADIAL_BASES: dict[str, type[nn.Module]] = {"bessel": BesselBasis, "gaussian": GaussianBasis}
+RadialBasis = Literal[tuple(RADIAL_BASES)]
 
 
 def radial_basis(name: str, size: int, cutoff: float) -> nn.Module:
-    """Return the radial basis of that name; raises ConfigError for an unknown one or fewer than 2 functions."""
-    if name not in RADIAL_BASES:
-        raise ConfigError(f"unknown radial basis '{name}'; choose one of {', '.join(RADIAL_BASES)}")
-    if size < 2 or cutoff <= 0:
-        raise ConfigError(f"a radial basis needs at least 2 functions and a cutoff > 0, got {size} and {cutoff}")
+    """Return the radial basis of that name, of two functions or more."""
     return RADIAL_BASES[name](size, cutoff)
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise ConfigError, naming all of them, for sizes of a backbone that are not at least 1."""
-    wrong = [f"backbone.{name}: must be at least 1, got {size}" for name, size in sizes.items() if size < 1]
-    if wrong:
-        raise ConfigError("\n".join(wrong))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

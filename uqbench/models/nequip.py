@@ -8,15 +8,17 @@ import itertools
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from uqbench.config.annotations import Supplied
-from uqbench.errors import ConfigError
 from uqbench.models import blocks
-from uqbench.models.blocks import Backbone, Geometry, Initialiser
+from uqbench.models.blocks import Activation, Backbone, Geometry, Initialiser
 
 # The even activations under nequip's names; features that are odd under inversion always take tanh, as in the paper.
 ACTIVATIONS = {"silu": "silu", "shifted_softplus": "ssp"}
@@ -47,36 +49,21 @@ class NequIP(Backbone):
     def __init__(
         self,
         *,
-        features: int,
-        layers: int,
-        l_max: int,
+        features: PositiveInt,
+        layers: PositiveInt,
+        l_max: NonNegativeInt,
         parity: bool,
-        radial_functions: int,
-        radial_layers: int,
-        radial_features: int,
-        cutoff: float,
-        polynomial_cutoff_p: float,
-        average_neighbours: float,
-        activation: str,
+        radial_functions: PositiveInt,
+        radial_layers: NonNegativeInt,
+        radial_features: PositiveInt,
+        cutoff: PositiveFloat,
+        polynomial_cutoff_p: Annotated[float, Ge(2)],
+        average_neighbours: PositiveFloat,
+        activation: Activation,
         n_species: Supplied[int],
         init: Initialiser,
     ) -> None:
         super().__init__()
-        blocks.check_sizes(
-            features=features, layers=layers, radial_functions=radial_functions, radial_features=radial_features
-        )
-        ranges = {
-            "l_max": (l_max, l_max >= 0, "at least 0"),
-            "radial_layers": (radial_layers, radial_layers >= 0, "at least 0"),
-            "cutoff": (cutoff, cutoff > 0, "> 0"),
-            "polynomial_cutoff_p": (polynomial_cutoff_p, polynomial_cutoff_p >= 2, "at least 2"),
-            "average_neighbours": (average_neighbours, average_neighbours > 0, "> 0"),
-        }
-        wrong = [
-            f"backbone.{key}: must be {rule}, got {value}" for key, (value, good, rule) in ranges.items() if not good
-        ]
-        if wrong:
-            raise ConfigError("\n".join(wrong))
         blocks.activation(activation)
         self.features, self.cutoff, self.members = features, cutoff, init.members
         hidden = [f"{features}x{order}{p}" for order in range(l_max + 1) for p in ("eo" if parity else "eo"[order % 2])]

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from uqbench.config.annotations import Supplied
 from uqbench.models import blocks
-from uqbench.models.blocks import MLP, Backbone, Embedding, FilterBasis, Geometry, Initialiser, Linear, LinearFilter
+from uqbench.models.blocks import (
+    MLP,
+    Activation,
+    Backbone,
+    Embedding,
+    FilterBasis,
+    Geometry,
+    Initialiser,
+    Linear,
+    LinearFilter,
+    RadialBasis,
+)
 from uqbench.models.compiled import Wanted, painn_message, painn_mix, painn_norm
 
 
@@ -32,17 +46,16 @@ class PaiNN(Backbone):
     def __init__(
         self,
         *,
-        features: int,
-        layers: int,
-        radial_functions: int,
-        radial_basis: str,
-        cutoff: float,
-        activation: str,
+        features: PositiveInt,
+        layers: PositiveInt,
+        radial_functions: Annotated[int, Ge(2)],
+        radial_basis: RadialBasis,
+        cutoff: PositiveFloat,
+        activation: Activation,
         n_species: Supplied[int],
         init: Initialiser,
     ) -> None:
         super().__init__()
-        blocks.check_sizes(features=features, layers=layers)
         act = blocks.activation(activation)
         self.features, self.cutoff = features, cutoff
         # For the compiled network; see `weights`.

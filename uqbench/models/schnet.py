@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
+from annotated_types import Ge
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from uqbench.config.annotations import Supplied
 from uqbench.models import blocks
-from uqbench.models.blocks import MLP, Backbone, Embedding, Geometry, Initialiser, Linear
+from uqbench.models.blocks import MLP, Activation, Backbone, Embedding, Geometry, Initialiser, Linear, RadialBasis
 from uqbench.models.compiled import schnet_message
 
 
@@ -31,17 +34,16 @@ class SchNet(Backbone):
     def __init__(
         self,
         *,
-        features: int,
-        layers: int,
-        radial_functions: int,
-        radial_basis: str,
-        cutoff: float,
-        activation: str,
+        features: PositiveInt,
+        layers: PositiveInt,
+        radial_functions: Annotated[int, Ge(2)],
+        radial_basis: RadialBasis,
+        cutoff: PositiveFloat,
+        activation: Activation,
         n_species: Supplied[int],
         init: Initialiser,
     ) -> None:
         super().__init__()
-        blocks.check_sizes(features=features, layers=layers)
         act = blocks.activation(activation)
         self.features, self.cutoff = features, cutoff
         # For the compiled network; see `weights`.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import PositiveFloat, PositiveInt
+
 from uqbench.config import locate, require_trusted
 from uqbench.errors import ConfigError
 from uqbench.oracles.base import Compute, Engine, single_point
@@ -28,9 +30,9 @@ class ASE(Engine):
         arguments: dict[str, Any],
         revision: str | None,
         executor: Literal["local", "slurm"],
-        workers: int | None,
-        threads: int,
-        timeout_s: float,
+        workers: PositiveInt | None,
+        threads: PositiveInt,
+        timeout_s: PositiveFloat,
         cache: str | None,
     ) -> None:
         require_trusted(calculator, calculator, "oracle.calculator")

@@ -14,8 +14,9 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt
 
-from uqbench.errors import ConfigError, DataError
+from uqbench.errors import DataError
 from uqbench.oracles.cache import Claim, Geometry, Label, LabelCache, geometry_of
 from uqbench.oracles.cluster import SlurmPool
 from uqbench.oracles.pool import WorkerPool
@@ -131,16 +132,11 @@ class Engine(Oracle):
         packages: Sequence[str],
         *,
         executor: Literal["local", "slurm"],
-        workers: int | None,
-        threads: int,
-        timeout_s: float,
+        workers: PositiveInt | None,
+        threads: PositiveInt,
+        timeout_s: PositiveFloat,
         cache: str | None,
     ) -> None:
-        for name, value in (("workers", workers), ("threads", threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"oracle.{name}: must be >= 1, got {value}")
-        if not timeout_s > 0:
-            raise ConfigError(f"oracle.timeout_s: must be > 0, got {timeout_s}")
         from uqbench.data.download import cache_folder
 
         target = f"{type(self).__module__}.{type(self).__qualname__}"

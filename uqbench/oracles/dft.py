@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval
 from ase import Atoms
 from ase.units import Bohr, Hartree
 from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt
 
 from uqbench.errors import ConfigError
 from uqbench.oracles.base import Compute, Engine
@@ -32,25 +34,18 @@ class DFT(Engine):
         basis: str,
         dispersion: str | None,
         auxiliary_basis: str | None,
-        conv_tol: float,
-        max_cycle: int,
-        grid_level: int,
+        conv_tol: PositiveFloat,
+        max_cycle: PositiveInt,
+        grid_level: Annotated[int, Interval(ge=0, le=9)],
         grid_response: bool,
         charge: int,
-        multiplicity: int,
+        multiplicity: PositiveInt,
         executor: Literal["local", "slurm"],
-        workers: int | None,
-        threads: int,
-        timeout_s: float,
+        workers: PositiveInt | None,
+        threads: PositiveInt,
+        timeout_s: PositiveFloat,
         cache: str | None,
     ) -> None:
-        if not conv_tol > 0:
-            raise ConfigError(f"oracle.conv_tol: must be > 0, got {conv_tol}")
-        if not 0 <= grid_level <= 9:
-            raise ConfigError(f"oracle.grid_level: must lie in 0..9, got {grid_level}")
-        for name, value in (("max_cycle", max_cycle), ("multiplicity", multiplicity)):
-            if value < 1:
-                raise ConfigError(f"oracle.{name}: must be >= 1, got {value}")
         settings = {"functional": functional, "basis": basis, "dispersion": dispersion}
         settings |= {"auxiliary_basis": auxiliary_basis, "conv_tol": conv_tol, "max_cycle": max_cycle}
         settings |= {"grid_level": grid_level, "grid_response": grid_response}

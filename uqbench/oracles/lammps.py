@@ -9,9 +9,11 @@ import numpy as np
 from ase import Atoms, units
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt
 
 from uqbench import lammps_library
 from uqbench.config import did_you_mean
+from uqbench.config.annotations import Different
 from uqbench.errors import ConfigError
 from uqbench.oracles.base import Compute, Engine
 
@@ -49,13 +51,13 @@ class Lammps(Engine):
         pair_style: str,
         pair_coeff: Sequence[str],
         potential: str | None,
-        elements: Sequence[str],
+        elements: Different[str],
         commands: Sequence[str],
         revision: str | None,
         executor: Literal["local", "slurm"],
-        workers: int | None,
-        threads: int,
-        timeout_s: float,
+        workers: PositiveInt | None,
+        threads: PositiveInt,
+        timeout_s: PositiveFloat,
         cache: str | None,
     ) -> None:
         for element in elements:
@@ -63,8 +65,6 @@ class Lammps(Engine):
                 raise ConfigError(
                     f"oracle.elements: unknown element '{element}'{did_you_mean(element, atomic_numbers)}"
                 )
-        if not elements or len(set(elements)) != len(elements):
-            raise ConfigError(f"oracle.elements: must name each element once, got {list(elements)}")
         for command in commands:
             if command.split()[:1] not in [[known] for known in COMMANDS]:
                 raise ConfigError(f"oracle.commands: {command!r} is not allowed; allowed are {', '.join(COMMANDS)}")

@@ -8,10 +8,10 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import find_mic
 from numpy.typing import NDArray
+from pydantic import PositiveFloat
 
 from uqbench.data.sources.base import Dataset
 from uqbench.data.structures import Structures
-from uqbench.errors import ConfigError
 from uqbench.oracles.base import Failure, Label, Labels, Oracle, frames_of
 
 
@@ -25,9 +25,7 @@ class Replay(Oracle):
         dataset: what to look in. tolerance: largest distance of an atom from its twin, Å.
     """
 
-    def __init__(self, *, dataset: Dataset, tolerance: float) -> None:
-        if not tolerance > 0:
-            raise ConfigError(f"oracle.tolerance: must be > 0, got {tolerance}")
+    def __init__(self, *, dataset: Dataset, tolerance: PositiveFloat) -> None:
         self.dataset, self.tolerance = dataset, tolerance
         self._known: dict[bytes, list[int]] | None = None
 

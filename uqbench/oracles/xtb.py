@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import PositiveFloat, PositiveInt
+
 from uqbench.errors import ConfigError
 from uqbench.oracles.base import Compute, Engine, single_point
 
@@ -24,23 +26,17 @@ class XTB(Engine):
         self,
         *,
         method: Literal["GFN2-xTB", "GFN1-xTB", "IPEA1-xTB"],
-        accuracy: float,
-        electronic_temperature: float,
-        max_iterations: int,
+        accuracy: PositiveFloat,
+        electronic_temperature: PositiveFloat,
+        max_iterations: PositiveInt,
         charge: int,
-        multiplicity: int,
+        multiplicity: PositiveInt,
         executor: Literal["local", "slurm"],
-        workers: int | None,
-        threads: int,
-        timeout_s: float,
+        workers: PositiveInt | None,
+        threads: PositiveInt,
+        timeout_s: PositiveFloat,
         cache: str | None,
     ) -> None:
-        for name, value in (("accuracy", accuracy), ("electronic_temperature", electronic_temperature)):
-            if not value > 0:
-                raise ConfigError(f"oracle.{name}: must be > 0, got {value}")
-        for name, value in (("max_iterations", max_iterations), ("multiplicity", multiplicity)):
-            if value < 1:
-                raise ConfigError(f"oracle.{name}: must be >= 1, got {value}")
         settings = {"method": method, "accuracy": accuracy, "electronic_temperature": electronic_temperature}
         settings |= {"max_iterations": max_iterations, "charge": charge, "multiplicity": multiplicity}
         each = {"workers": workers, "threads": threads, "timeout_s": timeout_s}

@@ -134,8 +134,6 @@ class RunDir(Run):
         The labels become folder names. Raises LockedError when another process has it, ConfigError when it cannot be
         written or belongs to another config, DataError when a finished run has lost files.
         """
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ConfigError(f"seed: expected an integer from 0 up, got {seed!r}")
         labels = [_label(text) for text in (command, dataset, backbone, uq)]
         return cls(Path(root, *labels, _name(seed, digest(config))), config, command)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from uqbench.errors import ConfigError
+from uqbench.config.annotations import Fraction
 
 POINT_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "mae": lambda residual: residual.abs().mean(-1),
@@ -42,49 +43,35 @@ class Training:
         checkpoint_seconds: least time between checkpoints.
     """
 
-    epochs: int
-    batch_size: int
-    lr: float
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
     schedule: Literal["plateau", "cosine"]
-    warmup_steps: int
-    patience: int
-    factor: float
-    min_lr: float
-    energy_weight: float
-    force_weight: float
+    warmup_steps: NonNegativeInt
+    patience: PositiveInt
+    factor: Fraction
+    min_lr: NonNegativeFloat
+    energy_weight: NonNegativeFloat
+    force_weight: NonNegativeFloat
     force_loss: Literal["mae", "mse", "norm"]
-    ema_decay: float | None
-    gradient_clip: float | None
-    max_seconds: float | None
+    ema_decay: Fraction | None
+    gradient_clip: PositiveFloat | None
+    max_seconds: PositiveFloat | None
     precision: Literal["float32", "float64"]
     accelerator: Literal["cpu", "gpu", "cuda", "auto"]
-    devices: int
+    devices: PositiveInt
     strategy: Literal["auto", "ddp_spawn", "ddp_fork"]
-    checkpoint_seconds: float
+    checkpoint_seconds: NonNegativeFloat
 
-    def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "lr", "devices", "patience")
-        wrong = [
-            f"training.{name}: must be > 0, got {getattr(self, name)}" for name in positive if getattr(self, name) <= 0
-        ]
-        for name in ("energy_weight", "force_weight", "min_lr", "warmup_steps", "checkpoint_seconds"):
-            if getattr(self, name) < 0:
-                wrong.append(f"training.{name}: must be >= 0, got {getattr(self, name)}")
-        for name in ("gradient_clip", "max_seconds"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                wrong.append(f"training.{name}: must be > 0 or null, got {getattr(self, name)}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            wrong.append(f"training.ema_decay: must lie between 0 and 1 or be null, got {self.ema_decay}")
-        if not 0 < self.factor < 1:
-            wrong.append(f"training.factor: must lie between 0 and 1, got {self.factor}")
-        if self.energy_weight == self.force_weight == 0:
-            wrong.append("training.energy_weight and training.force_weight are both 0: there is nothing to learn")
-        if self.batch_size < self.devices:
-            wrong.append(
-                f"training.batch_size: {self.batch_size} is less than one frame for each of {self.devices} devices"
-            )
-        if wrong:
-            raise ConfigError("\n".join(wrong))
+    @staticmethod
+    def contradictions(
+        *, energy_weight: float, force_weight: float, batch_size: int, devices: int, **_: Any
+    ) -> Iterator[str]:
+        """Yield what is wrong between settings that are each right alone."""
+        if energy_weight == force_weight == 0:
+            yield "energy_weight: expected a number > 0 where force_weight is 0 (there is nothing to learn), got 0"
+        if batch_size < devices:
+            yield f"batch_size: expected an integer >= {devices} (a frame for each of the devices), got {batch_size}"
 
     @property
     def dtype(self) -> torch.dtype:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Annotated, Any
+
 import torch
+from annotated_types import Ge
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from uqbench.data.graph import Batch
-from uqbench.errors import ConfigError
 from uqbench.seeding import numpy_generator
 from uqbench.uq.base import (
     BuildPotential,
@@ -32,16 +36,20 @@ class Ensemble(Method):
 
     family = "ensemble"
 
-    def __init__(self, build_potential: BuildPotential, *, members: int, ddof: int, bootstrap: bool) -> None:
+    def __init__(
+        self, build_potential: BuildPotential, *, members: Annotated[int, Ge(2)], ddof: NonNegativeInt, bootstrap: bool
+    ) -> None:
         super().__init__()
-        if members < 2:
-            raise ConfigError(f"uq.members: an ensemble needs at least 2 members, got {members}")
-        if not 0 <= ddof < members:
-            raise ConfigError(f"uq.ddof: must lie in 0..{members - 1}, got {ddof}")
         self.potential = build_potential(members, {})
         self.members, self.ddof, self.bootstrap = members, ddof, bootstrap
         # (M, training frames): how often each member sees each frame.
         self.register_buffer("weights", None, persistent=False)  # drawn anew from the seed
+
+    @staticmethod
+    def contradictions(*, members: int, ddof: int, **_: Any) -> Iterator[str]:
+        """Yield what is wrong between arguments that are each right alone."""
+        if ddof >= members:
+            yield f"ddof: expected an integer < members ({members}), got {ddof}"
 
     def begin(self, n_train: int, seed: int) -> None:
         if self.bootstrap:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
+from uqbench.config.annotations import UnitInterval
 from uqbench.data.graph import Batch
-from uqbench.errors import ConfigError
 from uqbench.uq.base import KCAL_PER_MOL, BuildPotential, Prediction, mean_over_atoms
 from uqbench.uq.likelihoods import HEAD, Likelihood, LikelihoodMethod, nig_nll
 
@@ -40,16 +41,12 @@ class Evidential(LikelihoodMethod):
         build_potential: BuildPotential,
         *,
         likelihood: Likelihood,
-        regularisation: float,
+        regularisation: NonNegativeFloat,
         uncertainty: Literal["epistemic", "aleatoric", "predictive"],
-        warmup: float,
-        floor: float,
+        warmup: UnitInterval,
+        floor: PositiveFloat,
     ) -> None:
         super().__init__(build_potential, channels=3, likelihood=likelihood, warmup=warmup, floor=floor)
-        if not regularisation >= 0:
-            raise ConfigError(f"uq.regularisation: must be >= 0, got {regularisation}")
-        if uncertainty not in ("epistemic", "aleatoric", "predictive"):
-            raise ConfigError(f"uq.uncertainty: expected epistemic, aleatoric or predictive, got {uncertainty!r}")
         self.regularisation, self.uncertainty = regularisation, uncertainty
 
     def parameters_of(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from uqbench.config.annotations import Different
 from uqbench.data.graph import Batch
 from uqbench.data.structures import Structures
-from uqbench.errors import CheckpointError, ConfigError, TrainingError
+from uqbench.errors import CheckpointError, TrainingError
 from uqbench.models.potential import Output, Potential
 from uqbench.seeding import derive
 from uqbench.uq.layer import FittedBuffers, Layer
@@ -50,20 +52,15 @@ class GMM(Layer):
         self,
         potential: Potential,
         *,
-        components: int | list[int],
+        components: PositiveInt | Different[PositiveInt],
         per_element: bool,
-        reg_covar: float,
-        n_init: int,
-        max_iter: int,
-        tol: float,
+        reg_covar: NonNegativeFloat,
+        n_init: PositiveInt,
+        max_iter: PositiveInt,
+        tol: NonNegativeFloat,
     ) -> None:
         super().__init__(potential)
         choices = [components] if isinstance(components, int) else list(components)
-        if not choices or min(choices) < 1:
-            raise ConfigError(f"uq.components: expected a number >= 1 or a list of such, got {components}")
-        for name, value in (("reg_covar", reg_covar), ("n_init", n_init), ("max_iter", max_iter), ("tol", tol)):
-            if value < 0 or (value == 0 and name in ("n_init", "max_iter")):
-                raise ConfigError(f"uq.{name}: must be > 0, got {value}")
         self.choices, self.per_element = choices, per_element
         self.options = {"reg_covar": reg_covar, "n_init": n_init, "max_iter": max_iter, "tol": tol}
         groups = len(self.potential.references) if per_element else 1

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from uqbench.data.graph import Batch
-from uqbench.errors import ConfigError
 from uqbench.uq.base import BuildPotential, Losses, Method, PointLoss, absolute_errors, residuals
 
 Likelihood = Literal["vector", "norm"]
@@ -39,12 +38,6 @@ class LikelihoodMethod(Method):
         self, build_potential: BuildPotential, *, channels: int, likelihood: Likelihood, warmup: float, floor: float
     ) -> None:
         super().__init__()
-        if likelihood not in ("vector", "norm"):
-            raise ConfigError(f"uq.likelihood: expected 'vector' or 'norm', got {likelihood!r}")
-        if not 0 <= warmup <= 1:
-            raise ConfigError(f"uq.warmup: must lie between 0 and 1, got {warmup}")
-        if not floor > 0:
-            raise ConfigError(f"uq.floor: must be > 0, got {floor}")
         self.potential = build_potential(None, {HEAD: channels})
         self.likelihood, self.warmup, self.floor = likelihood, warmup, floor
         self.warming = False

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pydantic import PositiveFloat
 from torch import Tensor
 
+from uqbench.config.annotations import UnitInterval
 from uqbench.data.graph import Batch
-from uqbench.errors import ConfigError
 from uqbench.uq.base import KCAL_PER_MOL, BuildPotential, Prediction, mean_over_atoms
 from uqbench.uq.likelihoods import HEAD, Likelihood, LikelihoodMethod, gaussian_nll
 
@@ -29,11 +30,15 @@ class MVE(LikelihoodMethod):
     family = "single"
 
     def __init__(
-        self, build_potential: BuildPotential, *, likelihood: Likelihood, beta: float, warmup: float, floor: float
+        self,
+        build_potential: BuildPotential,
+        *,
+        likelihood: Likelihood,
+        beta: UnitInterval,
+        warmup: UnitInterval,
+        floor: PositiveFloat,
     ) -> None:
         super().__init__(build_potential, channels=1, likelihood=likelihood, warmup=warmup, floor=floor)
-        if not 0 <= beta <= 1:
-            raise ConfigError(f"uq.beta: must lie between 0 and 1, got {beta}")
         self.beta = beta
 
     def variance(self, raw: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt
 
 from uqbench.active.acquisition.base import Acquisition, Proposals, repeats, unlabelled
 from uqbench.active.acquisition.objective import Objective, ScoreScale, Uncertainty, graphs_for
@@ -45,26 +46,13 @@ class AdversarialAttack(Acquisition):
 
     uncertainty: Uncertainty
     score_scale: ScoreScale
-    kT: float
-    steps: int
-    lr: float
-    initial_std: float
-    max_displacement: float
-    min_distance: float
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        positive = ("kT", "steps", "lr", "initial_std", "max_displacement", "min_distance", "batch_size")
-        wrong = [f"acquisition.{name}: must be > 0, got {getattr(self, name)}" for name in positive]
-        wrong = [line for name, line in zip(positive, wrong, strict=True) if not getattr(self, name) > 0]
-        for name, known in (
-            ("uncertainty", ("mean", "max", "energy")),
-            ("score_scale", ("declared", "ratio", "log")),
-        ):
-            if getattr(self, name) not in known:
-                wrong.append(f"acquisition.{name}: expected {', '.join(known)}, got {getattr(self, name)!r}")
-        if wrong:
-            raise ConfigError("\n".join(wrong))
+    kT: PositiveFloat
+    steps: PositiveInt
+    lr: PositiveFloat
+    initial_std: PositiveFloat
+    max_displacement: PositiveFloat
+    min_distance: PositiveFloat
+    batch_size: PositiveInt
 
     def check(self, method: type[UQMethod]) -> None:
         """Raise ConfigError where the score is the same everywhere."""

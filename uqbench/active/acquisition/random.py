@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt
 
 from uqbench.active.acquisition.base import Acquisition, Proposals
 from uqbench.active.acquisition.displacement import random_displacements
 from uqbench.active.acquisition.objective import Uncertainty, score_and_energy
 from uqbench.data.structures import Structures
-from uqbench.errors import ConfigError
 from uqbench.uq.base import UQMethod
 
 
@@ -28,20 +28,9 @@ class RandomDisplacement(Acquisition):
         batch_size: structures scored at a time.
     """
 
-    displacement: float
+    displacement: PositiveFloat
     uncertainty: Uncertainty
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        wrong = [
-            f"acquisition.{name}: must be > 0, got {getattr(self, name)}"
-            for name in ("displacement", "batch_size")
-            if not getattr(self, name) > 0
-        ]
-        if self.uncertainty not in ("mean", "max", "energy"):
-            wrong.append(f"acquisition.uncertainty: expected mean, max or energy, got {self.uncertainty!r}")
-        if wrong:
-            raise ConfigError("\n".join(wrong))
+    batch_size: PositiveInt
 
     def from_frames(self, method: UQMethod, training: Structures, frames: NDArray[np.int64], *, seed: int) -> Proposals:
         """Displace these training frames (P,)."""

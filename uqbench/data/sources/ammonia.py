@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from pydantic import NonNegativeInt
 
 from uqbench.data.arrays import numeric, read_npz, species_to_numbers
 from uqbench.data.sources import OUT_OF_DOMAIN
@@ -24,7 +25,7 @@ class Ammonia(Dataset):
 
     subset = "NH3"
 
-    def __init__(self, n_train: Size, n_validation: Size, n_test: Size, split_seed: int) -> None:
+    def __init__(self, n_train: Size, n_validation: Size, n_test: Size, split_seed: NonNegativeInt) -> None:
         self.sizes = {"train": n_train, "validation": n_validation, "test": n_test}
         self.split_seed = split_seed
 

@@ -7,11 +7,13 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from ase import Atoms
+from pydantic import NonNegativeInt
 
+from uqbench.config.annotations import Fraction
 from uqbench.data.structures import Splits, Structures, check_splits
 from uqbench.errors import DataError
 from uqbench.seeding import numpy_generator
@@ -20,7 +22,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 
-Size = int | float | None
+Size = NonNegativeInt | Fraction | None
 
 
 class Dataset(abc.ABC):
@@ -47,6 +49,7 @@ class Dataset(abc.ABC):
         """
 
 
+@runtime_checkable
 class Labeller(Protocol):
     """What a data set that makes its frames asks for labels: an oracle of uqbench.oracles."""
 
@@ -101,9 +104,7 @@ def split_frames(structures: Structures, sizes: Mapping[str, Size], block: int, 
     frames; the training frames are drawn from all other blocks, and a smaller number of them (same seed) is a subset
     of a larger one, with the same test frames. Raises DataError when the sizes do not fit.
     """
-    if not isinstance(block, int) or block < 1:
-        raise DataError(f"dataset.block must be a whole number of frames from 1 on, it is {block}")
-    counts = {name: frame_count(name, sizes[name], len(structures)) for name in SPLITS}
+    counts = {name: frame_count(sizes[name], len(structures)) for name in SPLITS}
     if sum(count is None for count in counts.values()) > 1:
         raise DataError("only one of the split sizes can be null (all frames that are left)")
     rng = numpy_generator(seed, "split")
@@ -127,15 +128,9 @@ def split_frames(structures: Structures, sizes: Mapping[str, Size], block: int, 
     return {name: splits[name] for name in SPLITS}
 
 
-def frame_count(name: str, size: Size, n_frames: int) -> int | None:
-    """Return the frames of split `name` that a size means, None for all that is left; raises DataError for others."""
-    if size is None:
-        return None
-    if isinstance(size, float) and 0 < size < 1:
-        return round(size * n_frames)
-    if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
-        return size
-    raise DataError(f"dataset.n_{name} must be a number of frames, a fraction between 0 and 1, or null; it is {size!r}")
+def frame_count(size: Size, n_frames: int) -> int | None:
+    """Return the frames that a size means, None for all that is left."""
+    return round(size * n_frames) if isinstance(size, float) else size
 
 
 def read_split_file(path: Path, n_frames: int, names: Sequence[str] = SPLITS) -> Splits:

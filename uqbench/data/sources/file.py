@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from uqbench.data.readers import ase_frames, labelled_frames
 from uqbench.data.sources.base import Dataset, Size, distinct, find_file, read_split_file, split_frames
 from uqbench.data.structures import Splits, Structures
-from uqbench.units import energy_factor, force_factor, length_factor
+from uqbench.units import EnergyUnit, ForceUnit, LengthUnit, energy_factor, force_factor, length_factor
 
 
 class AseFile(Dataset):
@@ -27,15 +29,15 @@ class AseFile(Dataset):
         index: str | int,
         energy_key: str | None,
         force_key: str | None,
-        length_unit: str,
-        energy_unit: str,
-        force_unit: str,
+        length_unit: LengthUnit,
+        energy_unit: EnergyUnit,
+        force_unit: ForceUnit,
         deduplicate: bool,
         n_train: Size,
         n_validation: Size,
         n_test: Size,
-        block: int,
-        split_seed: int,
+        block: PositiveInt,
+        split_seed: NonNegativeInt,
         split_file: str | None,
     ) -> None:
         self.path = path

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from uqbench.config.names import choose
+from pydantic import NonNegativeInt, PositiveInt
+
 from uqbench.data.readers import nff_frames, nff_properties
 from uqbench.data.sources.base import Dataset, Size, distinct, find_file, read_split_file, split_frames
 from uqbench.data.structures import Splits, Structures
-from uqbench.units import ENERGY
+from uqbench.units import EnergyUnit
 
 
 class NFF(Dataset):
@@ -24,18 +25,16 @@ class NFF(Dataset):
         self,
         path: str,
         data_root: str | None,
-        energy_unit: str | None,
+        energy_unit: EnergyUnit | None,
         rows: Sequence[int] | None,
         deduplicate: bool,
         n_train: Size,
         n_validation: Size,
         n_test: Size,
-        block: int,
-        split_seed: int,
+        block: PositiveInt,
+        split_seed: NonNegativeInt,
         split_file: str | None,
     ) -> None:
-        if energy_unit is not None:
-            choose(energy_unit, ENERGY, "energy unit")
         self.path = path
         self.data_root = data_root
         self.energy_unit = energy_unit

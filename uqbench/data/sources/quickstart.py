@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from uqbench.data.arrays import numeric, read_npz, species_to_numbers
 from uqbench.data.sources.base import Dataset, Size, split_frames
 from uqbench.data.structures import Splits, Structures
@@ -20,7 +22,9 @@ class Quickstart(Dataset):
 
     subset = "ethanol"
 
-    def __init__(self, n_train: Size, n_validation: Size, n_test: Size, block: int, split_seed: int) -> None:
+    def __init__(
+        self, n_train: Size, n_validation: Size, n_test: Size, block: PositiveInt, split_seed: NonNegativeInt
+    ) -> None:
         self.sizes = {"train": n_train, "validation": n_validation, "test": n_test}
         self.block = block
         self.split_seed = split_seed

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Interval
 from ase import units
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt
 
-from uqbench.config.names import choose
+from uqbench.config.annotations import Fraction
 from uqbench.data.arrays import numeric, read_npz, species_to_numbers
 from uqbench.data.download import cache_folder, fetch, unpack
 from uqbench.data.sources.base import Dataset, require_root
@@ -49,21 +52,17 @@ class RMD17(Dataset):
 
     def __init__(
         self,
-        molecule: str,
-        split: int,
-        n_train: int | None,
-        validation_fraction: float,
-        split_seed: int,
+        molecule: Literal[MOLECULES],
+        split: Annotated[int, Interval(ge=1, le=5)],
+        n_train: PositiveInt | None,
+        validation_fraction: Fraction,
+        split_seed: NonNegativeInt,
         data_root: str | None,
         cache: str | None,
         url: str | None,
         md5: str,
     ) -> None:
-        self.molecule = choose(molecule, MOLECULES, "rMD17 molecule")
-        if split not in OFFICIAL_SPLITS:
-            raise DataError(f"dataset.split={split}: rMD17 has the official splits 1 to 5")
-        if not 0 < validation_fraction < 1:
-            raise DataError(f"dataset.validation_fraction must lie between 0 and 1, it is {validation_fraction}")
+        self.molecule = molecule
         self.split_index = split
         self.n_train = n_train
         self.validation_fraction = validation_fraction

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from uqbench.config.names import choose
 from uqbench.data.readers import ase_frames, labelled_frames, nff_frames, nff_properties
 from uqbench.data.sources import OUT_OF_DOMAIN
 from uqbench.data.sources.base import (
@@ -26,7 +26,7 @@ from uqbench.data.sources.base import (
 from uqbench.data.structures import Splits, Structures
 from uqbench.errors import DataError
 from uqbench.seeding import numpy_generator
-from uqbench.units import ENERGY, energy_factor
+from uqbench.units import EnergyUnit, energy_factor
 
 NFF = "nff"
 SUFFIX = ".pth.tar"  # of NFF data sets
@@ -63,29 +63,25 @@ class Silica(Dataset):
         path: str,
         data_root: str | None,
         format: str | None,
-        energy_unit: str | None,
+        energy_unit: EnergyUnit | None,
         energy_key: str | None,
         force_key: str | None,
         deduplicate: bool,
         by: Literal["forces", "energy", "temperature"],
-        below: float | None,
+        below: PositiveFloat | None,
         temperature_key: str,
         n_train: Size,
         n_validation: Size,
         n_test: Size,
         n_out_of_domain: Size,
-        block: int,
-        split_seed: int,
+        block: PositiveInt,
+        split_seed: NonNegativeInt,
         split_file: str | None,
     ) -> None:
-        if energy_unit is not None:
-            choose(energy_unit, ENERGY, "energy unit")
-        if not isinstance(block, int) or block < 1:
-            raise DataError(f"dataset.block must be a whole number of frames from 1 on, it is {block}")
         self.path, self.data_root, self.format = path, data_root, format
         self.energy_unit, self.energy_key, self.force_key = energy_unit, energy_key, force_key
         self.deduplicate = deduplicate
-        self.by, self.below, self.temperature_key = choose(by, UNITS, "dataset.by"), below, temperature_key
+        self.by, self.below, self.temperature_key = by, below, temperature_key
         self.sizes = {"train": n_train, "validation": n_validation, "test": n_test}
         self.n_out_of_domain = n_out_of_domain
         self.block, self.split_seed, self.split_file = block, split_seed, split_file
@@ -123,7 +119,7 @@ class Silica(Dataset):
                 "choose another dataset.below or dataset.block"
             )
         splits = split_frames(structures[domain], self.sizes, self.block, self.split_seed)
-        count = frame_count(OUT_OF_DOMAIN, self.n_out_of_domain, len(far))
+        count = frame_count(self.n_out_of_domain, len(far))
         if count is not None and count > len(far):
             raise DataError(f"{structures.origin}: {OUT_OF_DOMAIN} needs {count} frames, {len(far)} are that extreme")
         drawn = numpy_generator(self.split_seed, "split", OUT_OF_DOMAIN).permutation(far)[:count]

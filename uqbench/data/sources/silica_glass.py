@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Interval, Len
 from ase import Atoms
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from uqbench.data.arrays import read_npz
 from uqbench.data.download import cache_folder
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 
 FEWEST = 3  # glasses: one each to train, validate and test on
 STRAINS = ("xx", "yy", "zz", "yz", "xz", "xy")
+Strain = Annotated[float, Interval(gt=-0.5, lt=0.5)]
 
 
 class SilicaGlass(Dataset):
@@ -54,56 +57,32 @@ class SilicaGlass(Dataset):
 
     def __init__(
         self,
-        cells: Sequence[int],
-        density: float,
-        glasses: int,
-        glass_seed: int,
-        melt_temperature: float,
-        melt_ps: float,
-        cooling: Sequence[Sequence[float]],
-        temperatures: Sequence[float],
-        hot_temperatures: Sequence[float],
-        strains: Sequence[Sequence[float]],
-        strain_temperature: float,
-        equilibration_ps: float,
-        interval_ps: float,
-        frames: int,
-        timestep_fs: float,
+        cells: Annotated[list[PositiveInt], Len(3, 3)],
+        density: PositiveFloat,
+        glasses: Annotated[int, Ge(FEWEST)],
+        glass_seed: NonNegativeInt,
+        melt_temperature: PositiveFloat,
+        melt_ps: PositiveFloat,
+        cooling: Annotated[list[Annotated[list[PositiveFloat], Len(2, 2)]], Len(1)],
+        temperatures: Annotated[list[PositiveFloat], Len(1)],
+        hot_temperatures: list[PositiveFloat],
+        strains: list[Annotated[list[Strain], Len(len(STRAINS), len(STRAINS))]],
+        strain_temperature: PositiveFloat,
+        equilibration_ps: PositiveFloat,
+        interval_ps: PositiveFloat,
+        frames: PositiveInt,
+        timestep_fs: PositiveFloat,
         pair_style: str,
         potential: str,
         n_train: Size,
         n_validation: Size,
         n_test: Size,
         n_out_of_domain: Size,
-        split_seed: int,
-        workers: int | None,
+        split_seed: NonNegativeInt,
+        workers: PositiveInt | None,
         cache: str | None,
         oracle: Labeller,
     ) -> None:
-        if len(cells) != 3 or min(cells) < 1:
-            raise DataError(f"dataset.cells must be three whole numbers from 1 on, it is {list(cells)}")
-        if glasses < FEWEST:
-            raise DataError(
-                f"dataset.glasses must be >= {FEWEST}: to train, to validate and to test on; it is {glasses}"
-            )
-        for pair in cooling:
-            if len(pair) != 2 or not min(pair) > 0:
-                raise DataError(f"dataset.cooling must be pairs [temperature in K, rate in K/ps], one is {list(pair)}")
-        for strain in strains:
-            if len(strain) != len(STRAINS) or not np.abs(strain).max() < 0.5:
-                raise DataError(
-                    f"dataset.strains must be rows of {', '.join(STRAINS)} below 0.5, one is {list(strain)}"
-                )
-        if not cooling or not temperatures:
-            raise DataError(f"dataset.{'temperatures' if cooling else 'cooling'} is empty")
-        numbers = {"density": density, "melt_temperature": melt_temperature, "melt_ps": melt_ps, "frames": frames}
-        numbers |= {"strain_temperature": strain_temperature, "equilibration_ps": equilibration_ps}
-        numbers |= {"interval_ps": interval_ps, "timestep_fs": timestep_fs}
-        numbers |= {"temperatures": min(temperatures), "hot_temperatures": min(hot_temperatures, default=1.0)}
-        numbers |= {"workers": 1 if workers is None else workers}
-        for name, value in numbers.items():
-            if not 0 < value < np.inf:
-                raise DataError(f"dataset.{name} must be > 0, it is {value}")
         require_plain(pair_style, "dataset.pair_style")
         require_plain(potential, "dataset.potential")
         self.glasses, self.glass_seed = glasses, glass_seed
@@ -161,7 +140,7 @@ class SilicaGlass(Dataset):
         splits: Splits = {}
         for name, places in pools.items():
             pool = np.flatnonzero(np.isin(structures.ids, places))
-            count = frame_count(name, self.sizes[name], len(pool))
+            count = frame_count(self.sizes[name], len(pool))
             if count is not None and count > len(pool):
                 raise DataError(f"split '{name}' needs {count} frames, there are {len(pool)}; raise dataset.frames")
             order = numpy_generator(self.split_seed, "split", name).permutation(pool)

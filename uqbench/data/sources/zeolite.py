@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, NonNegativeInt
 
+from uqbench.config.annotations import Different
 from uqbench.data.arrays import numeric, read_npz, species_to_numbers
 from uqbench.data.download import cache_folder, fetch
 from uqbench.data.sources import OUT_OF_DOMAIN
@@ -46,32 +49,20 @@ class Zeolite(Dataset):
 
     def __init__(
         self,
-        frameworks: Sequence[str],
-        held_out: Sequence[str],
+        frameworks: Different[str],
+        held_out: list[str],
         n_train: Size,
         n_validation: Size,
         n_test: Size,
         n_out_of_domain: Size,
-        apart: float,
-        split_seed: int,
+        apart: NonNegativeFloat,
+        split_seed: NonNegativeInt,
         data_root: str | None,
         cache: str | None,
         url: str | None,
     ) -> None:
         self.frameworks = [str(name).lower() for name in frameworks]
         self.held_out = [str(name).lower() for name in held_out]
-        for key, names in (("frameworks", self.frameworks), ("held_out", self.held_out)):
-            if len(set(names)) != len(names):
-                raise DataError(f"dataset.{key} names a framework twice: {', '.join(names)}")
-        unknown = [name for name in self.held_out if name not in self.frameworks]
-        if unknown:
-            raise DataError(
-                f"dataset.held_out: '{unknown[0]}' is not among dataset.frameworks ({', '.join(self.frameworks)})"
-            )
-        if len(self.held_out) == len(self.frameworks):
-            raise DataError("dataset.held_out: no framework is left to train on")
-        if not 0 <= apart < np.inf:
-            raise DataError(f"dataset.apart must be a number of Å >= 0, it is {apart}")
         self.sizes = {"train": n_train, "validation": n_validation, "test": n_test, OUT_OF_DOMAIN: n_out_of_domain}
         self.apart = apart
         self.split_seed = split_seed
@@ -79,6 +70,16 @@ class Zeolite(Dataset):
         self.cache = cache
         self.url = url
         self.subset = f"without-{'+'.join(self.held_out)}" if self.held_out else "all"
+
+    @staticmethod
+    def contradictions(*, frameworks: list[str], held_out: list[str], **_: Any) -> Iterator[str]:
+        """Yield what is wrong between arguments that are each right alone."""
+        known = [name.lower() for name in frameworks]
+        for name in held_out:
+            if name.lower() not in known:
+                yield f"held_out: expected some of frameworks ({', '.join(known)}), got '{name}'"
+        if {name.lower() for name in held_out} >= set(known):
+            yield "held_out: expected fewer than frameworks (none is left to train on)"
 
     def load(self) -> Structures:
         root = self._root()
@@ -107,7 +108,7 @@ class Zeolite(Dataset):
         self, framework: str, part: str, structures: Structures, order: NDArray[np.int64], total: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Take the first frames of an order for a split, and leave in the order what is not too near to them."""
-        count = frame_count(part, self.sizes[part], total)
+        count = frame_count(self.sizes[part], total)
         count = len(order) if count is None else count
         if count > len(order):
             raise DataError(
