@@ -22,7 +22,7 @@ BAD = {
     "null": (["model.rate=null"], ["model.rate: expected a number, got None"]),
     "wrong literal": (["model.kind=rond"], ["model.kind: expected 'flat' or 'round', got 'rond'; did you mean 'rou"]),
     "wrong element": (["model=deep", "model.sizes=[1,x]"], ["model.sizes: expected a list (an integer), got [1, 'x']"]),
-    "wrong top-level type": (["seed=abc"], ["seed: expected an integer, got 'abc'"]),
+    "wrong top-level type": (["seed=abc"], ["seed: expected an integer >= 0 and < 9223372036854775808, got 'abc'"]),
     "negative seed": (["seed=-1"], ["seed: expected an integer >= 0 and < 9223372036854775808, got -1"]),
     "wrong top-level literal": (["action=pas"], ["action: expected 'pass' or"]),
     "missing value": (["model=needs"], ["model.width: no value given; add model.width=..."]),
@@ -67,13 +67,16 @@ BAD = {
         [
             "model: no option 'liner'; did you mean 'linear'?",
             "trainning.lr: unknown key",
-            "seed: expected an integer, got 'x'",
+            "seed: expected an integer >= 0 and < 9223372036854775808, got 'x'",
             "model.rate: expected a number, got 'fast'",
         ],
     ),
     "sweep, each option": (
         ["-m", "model=deep,liner", "seed=1,two"],
-        ["model: no option 'liner'; did you mean 'linear'?", "seed: expected an integer, got 'two'"],
+        [
+            "model: no option 'liner'; did you mean 'linear'?",
+            "seed: expected an integer >= 0 and < 9223372036854775808, got 'two'",
+        ],
     ),
     "sweep, key of one": (["-m", "model=linear,deep", "model.depth=2"], ["model.depth: unknown key with model=linear"]),
     "sweep, empty glob": (["-m", "model=glob(z*)"], ["model=glob(z*): matches none of"]),

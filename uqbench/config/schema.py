@@ -33,7 +33,7 @@ def validate(
     Raises one ConfigError with a line per error, each starting with the dotted path.
     """
     errors = value_errors(cfg, "")
-    hints = typing.get_type_hints(skeleton)
+    hints = typing.get_type_hints(skeleton, include_extras=True)
     present = [str(key) for key in cfg]  # `in` would say no for a key whose value is still ???
     errors += [f"{key}: missing{did_you_mean(key, present)}" for key in hints if key not in present]
     errors += type_errors(cfg, hints, "")
