@@ -101,10 +101,10 @@ class Loop:
         for generation in range(1, self.generations + 1):
             structures, splits = unpack(self.run.path / self.data_name(generation))
             name = self.data_name(generation)
-            trained, found = experiment.generation(generation, name, structures, splits, self.run)
+            trained, generation_rows = experiment.generation(generation, name, structures, splits, self.run)
             if generation < self.generations:
-                found = found + self._extend(generation, structures, splits, trained)
-            rows += [row | {"generation": generation} for row in found]
+                generation_rows = generation_rows + self._extend(generation, structures, splits, trained)
+            rows += [row | {"generation": generation} for row in generation_rows]
         return rows
 
     def _first(self, dataset: Dataset) -> tuple[bytes, dict[str, Any]]:
@@ -117,9 +117,9 @@ class Loop:
             labels = self.oracle.label(structures)
             for frame, reason in labels.failures.items():
                 log.warning("frame %d is left out: %s", structures.ids[frame], reason)
-            place = np.full(len(structures), -1)
-            place[labels.labelled] = np.arange(len(labels.labelled))
-            splits = {name: place[frames][place[frames] >= 0] for name, frames in splits.items()}
+            new_index = np.full(len(structures), -1)
+            new_index[labels.labelled] = np.arange(len(labels.labelled))
+            splits = {name: new_index[frames][new_index[frames] >= 0] for name, frames in splits.items()}
             structures = labels.structures(structures.origin)
         for name in ("train", "validation", "test"):
             if not len(splits[name]):
@@ -241,7 +241,7 @@ def displacements(seeds: Structures, moved: Structures) -> np.ndarray:
     A molecule is first laid over its seed as a whole: in a simulation it drifts and turns without getting any newer. In
     a periodic system the nearest images count.
     """
-    found = []
+    lengths = []
     for s, (a, b) in enumerate(zip(seeds.ptr, seeds.ptr[1:], strict=False)):
         before, after = seeds.positions[a:b], moved.positions[a:b]
         if seeds.pbc[s].any():
@@ -255,8 +255,8 @@ def displacements(seeds: Structures, moved: Structures) -> np.ndarray:
                 warnings.filterwarnings("ignore", "Optimal rotation is not uniquely", UserWarning)
                 rotation, _ = Rotation.align_vectors(before, after)
             delta = rotation.apply(after) - before
-        found.append(np.sqrt((delta**2).sum(axis=1).mean()))
-    return np.array(found)
+        lengths.append(np.sqrt((delta**2).sum(axis=1).mean()))
+    return np.array(lengths)
 
 
 def _extxyz(proposals: Proposals) -> bytes:

@@ -139,11 +139,11 @@ class Selection:
             seen.add(geometry, (KNOWN, f"training frame {frame}"))
         geometries = Geometry.of(proposals.structures)
         for row in ranked[status[ranked] == ""]:
-            found = seen.find(geometries[row])
-            if found is None:
+            earlier = seen.find(geometries[row])
+            if earlier is None:
                 seen.add(geometries[row], (REPEATED, f"proposal {row}"))
             else:
-                status[row], detail[row] = found
+                status[row], detail[row] = earlier
 
 
 def farthest_points(points: NDArray[np.float64], n: int) -> NDArray[np.int64]:

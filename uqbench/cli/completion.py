@@ -35,8 +35,8 @@ def main(argv: list[str], commands: Mapping[str, str]) -> int:
 def candidates(words: list[str], word: str, commands: Iterable[str]) -> list[str]:
     """What `word`, after the given words, may become; empty where only file names make sense."""
     if not words:
-        found = [f"{name} " for name in commands] + ["--help ", "--version ", "--completion "]
-        return [text for text in found if text.startswith(word)]
+        first = [f"{name} " for name in commands] + ["--help ", "--version ", "--completion "]
+        return [text for text in first if text.startswith(word)]
     if words[0] not in commands:
         return []
     if word.startswith("-"):

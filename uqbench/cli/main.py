@@ -80,11 +80,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def commands() -> dict[str, str]:
     """Name and help line of every command, read from the sources without importing them."""
-    found = {}
+    lines = {}
     for module in pkgutil.iter_modules(uqbench.cli.commands.__path__):
         source = Path(module.module_finder.path, f"{module.name}.py").read_text()
-        found[module.name] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
-    return found
+        lines[module.name] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return lines
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -124,8 +124,8 @@ def _run_command(command: str, line: str, argv: list[str]) -> int:
         from uqbench.config import Skeleton
 
         module = importlib.import_module(f"uqbench.cli.commands.{command}")
-        own = {"identity": module.identity} if hasattr(module, "identity") else {}
-        planned = request.jobs(getattr(module, "Skeleton", Skeleton), **own)
+        options = {"identity": module.identity} if hasattr(module, "identity") else {}
+        planned = request.jobs(getattr(module, "Skeleton", Skeleton), **options)
         if flags.multirun:
             return jobs.run_sweep(hydra, command, request.arguments, planned)
         [job] = planned

@@ -138,10 +138,10 @@ class Request:
             known = len(self.groups)
             # A point of the sweep for each combination: a nested group may need several choices at once.
             for point in itertools.product(*([f"{key}={value}" for value in chosen[key]] for key in chosen)):
-                found = {}
+                nested = {}
                 with contextlib.suppress(ConfigError):  # a choice that does not fit this point is reported by _apply
-                    found = _groups(self._compose(point))
-                self.groups |= {group: option for group, option in found.items() if group not in self.groups}
+                    nested = _groups(self._compose(point))
+                self.groups |= {group: option for group, option in nested.items() if group not in self.groups}
             if len(self.groups) == known:
                 return
 
@@ -187,13 +187,13 @@ class Request:
 
     def _check_hydra_node(self, node: DictConfig) -> None:
         """Hydra builds its plugins and logging itself: no foreign code must slip in there, nor a wider trust."""
-        found = {kind: Plugins.instance().discover(kind) for kind in (Launcher, Sweeper)}
+        plugins = {kind: Plugins.instance().discover(kind) for kind in (Launcher, Sweeper)}
         for name, kind in (("launcher", Launcher), ("sweeper", Sweeper)):
             target = str(node[name].get("_target_"))
-            own = f"hydra.{name}._target_"
-            if target not in {f"{plugin.__module__}.{plugin.__qualname__}" for plugin in found[kind]}:
+            path = f"hydra.{name}._target_"
+            if target not in {f"{plugin.__module__}.{plugin.__qualname__}" for plugin in plugins[kind]}:
                 if not target.startswith(HYDRA_PLUGINS) or name == "sweeper":
-                    self.errors.append(f"{own}: '{target}' is not trusted; expected a {name} of Hydra's plugins")
+                    self.errors.append(f"{path}: '{target}' is not trusted; expected a {name} of Hydra's plugins")
                 elif self.multirun:
                     choice = node.runtime.choices[LAUNCHER]
                     self.errors.append(
@@ -217,9 +217,9 @@ class Request:
             return None
         if key in self.groups:
             return self._check_choice(override, key)
-        whole = {alias: group for group in self.groups for alias in group.split("@") if "@" in group}
-        if key in whole:
-            self.errors.append(f"{key}: is chosen as a whole by {whole[key]}={override.get_value_string()}")
+        aliases = {alias: group for group in self.groups for alias in group.split("@") if "@" in group}
+        if key in aliases:
+            self.errors.append(f"{key}: is chosen as a whole by {aliases[key]}={override.get_value_string()}")
             return None
         # `+key=` asks Hydra to add a key; here only known keys mean something, and those need no plus.
         return self._parse(override.input_line.lstrip("+"))

@@ -53,22 +53,22 @@ def locate(target: Any, path: str = "_target_", kind: str = "builtins.object") -
     target = present_name(target)
     require_trusted(target, target, path)
     parts = target.split(".")
-    found = _import(parts[0], path)
-    if found is None:
+    target_object = _import(parts[0], path)
+    if target_object is None:
         raise ConfigError(f"{path}: no module '{parts[0]}'; is it installed?")
     for i, part in enumerate(parts[1:], start=1):
-        if not hasattr(found, part) and isinstance(found, types.ModuleType):
+        if not hasattr(target_object, part) and isinstance(target_object, types.ModuleType):
             _import(".".join(parts[: i + 1]), path)
-        if not hasattr(found, part):
-            raise ConfigError(f"{path}: {'.'.join(parts[:i])} has no '{part}'{did_you_mean(part, dir(found))}")
-        found = getattr(found, part)
-    real_name = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', None)}"
+        if not hasattr(target_object, part):
+            raise ConfigError(f"{path}: {'.'.join(parts[:i])} has no '{part}'{did_you_mean(part, dir(target_object))}")
+        target_object = getattr(target_object, part)
+    real_name = f"{getattr(target_object, '__module__', None)}.{getattr(target_object, '__qualname__', None)}"
     require_trusted(real_name, target, path)
-    if not isinstance(found, type):
+    if not isinstance(target_object, type):
         raise ConfigError(f"{path}: {target} is no class")
-    if kind not in map(_name, found.__mro__) or inspect.isabstract(found):
+    if kind not in map(_name, target_object.__mro__) or inspect.isabstract(target_object):
         raise ConfigError(f"{path}: {target} cannot stand here; expected a {kind.rpartition('.')[2]}")
-    return found
+    return target_object
 
 
 def _name(kind: type) -> str:

@@ -420,10 +420,10 @@ def duplicates_across(structures: Structures, splits: Splits) -> list[tuple[str,
     """Return (split, frame, other split, frame) for every geometry that stands in more than one split."""
     labels = structures.geometry_groups()
     seen: dict[int, tuple[str, int]] = {}
-    found = []
+    duplicates = []
     for name, indices in splits.items():
         for frame in indices:
             first = seen.setdefault(labels[frame], (name, int(frame)))
             if first[0] != name:
-                found.append((*first, name, int(frame)))
-    return found
+                duplicates.append((*first, name, int(frame)))
+    return duplicates

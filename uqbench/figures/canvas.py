@@ -69,7 +69,7 @@ def panels(
     shape: tuple[int, int],
     size: tuple[float, float],
     *,
-    gaps: tuple[float, float],
+    spacing: tuple[float, float],
     margins: tuple[float, float, float, float],
     **options: Any,
 ) -> tuple[Figure, np.ndarray]:
@@ -79,12 +79,14 @@ def panels(
     options: of `Figure.subplots`. A layout engine would draw each panel once more only to find out how large it is.
     """
     (rows, columns), (width, height), (left, right, bottom, top) = shape, size, margins
-    across = left + columns * width + (columns - 1) * gaps[0] + right
-    up = bottom + rows * height + (rows - 1) * gaps[1] + top
+    across = left + columns * width + (columns - 1) * spacing[0] + right
+    up = bottom + rows * height + (rows - 1) * spacing[1] + top
     figure = Figure(figsize=(across, up), dpi=DPI)
     grid = figure.subplots(rows, columns, squeeze=False, **options)
     figure.subplots_adjust(
-        *(left / across, bottom / up, 1 - right / across, 1 - top / up), wspace=gaps[0] / width, hspace=gaps[1] / height
+        *(left / across, bottom / up, 1 - right / across, 1 - top / up),
+        wspace=spacing[0] / width,
+        hspace=spacing[1] / height,
     )
     return figure, grid
 

@@ -69,9 +69,9 @@ def _look(method: int, kind: int) -> dict:
 
 def _draw(axes: Axes, panel: CurvePanel, methods: list[str], kinds: list[str]) -> None:
     drawn = [curve for curve in panel.curves if np.isfinite(curve.mean).any()]
-    for place, curve in enumerate(drawn):
+    for row, curve in enumerate(drawn):
         look = _look(methods.index(curve.method), kinds.index(curve.kind))
-        x = curve.x + min(APART, SPREAD / len(drawn)) * (place - (len(drawn) - 1) / 2)
+        x = curve.x + min(APART, SPREAD / len(drawn)) * (row - (len(drawn) - 1) / 2)
         reach = np.nan_to_num([curve.mean - curve.low, curve.high - curve.mean]).clip(min=0)
         axes.errorbar(x, curve.mean, yerr=reach, linewidth=1.4, elinewidth=0.8, capsize=2, **look)
     if not drawn:
@@ -103,9 +103,9 @@ def _limit(axes: Axes, curves: Sequence[Curve]) -> None:
 
 def _legend(methods: list[str], kinds: list[str]) -> list[Line2D]:
     handles = []
-    for place, method in enumerate(methods):
-        handles.append(Line2D([], [], **(_look(place, 0) | {"linestyle": "-"}), label=plain(method)))
-    for place, kind in enumerate(kinds):
+    for row, method in enumerate(methods):
+        handles.append(Line2D([], [], **(_look(row, 0) | {"linestyle": "-"}), label=plain(method)))
+    for row, kind in enumerate(kinds):
         if len(kinds) > 1:
-            handles.append(Line2D([], [], color=GREY, linestyle=DASHES[place % len(DASHES)], label=plain(kind)))
+            handles.append(Line2D([], [], color=GREY, linestyle=DASHES[row % len(DASHES)], label=plain(kind)))
     return handles

@@ -40,10 +40,10 @@ def show(structures: Structures, splits: Splits, subset: str, figure: str | None
             console.print(f"figure  {printable(figure)}", soft_wrap=True)
     shared = duplicates_across(structures, splits)
     if shared:
-        name, frame, other, twin = shared[0]
+        name, frame, other, copy = shared[0]
         console.print(
             f"warning: {len(shared)} geometries stand in more than one split, such as frame {structures.ids[frame]} "
-            f"({printable(name)}) and {structures.ids[twin]} ({printable(other)}): the test is not independent",
+            f"({printable(name)}) and {structures.ids[copy]} ({printable(other)}): the test is not independent",
             soft_wrap=True,
         )
 

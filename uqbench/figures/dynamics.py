@@ -40,16 +40,16 @@ def survival(axes: Axes, fates: pd.DataFrame) -> None:
     """Draw the Kaplan-Meier curve of every temperature with its pointwise 95 % band."""
     end = fates.time_ps.max()
     for temperature, look in _looks(fates).items():
-        own = fates[fates.temperature == temperature]
-        curve = kaplan_meier(own.time_ps, own.exploded)
+        replicas = fates[fates.temperature == temperature]
+        curve = kaplan_meier(replicas.time_ps, replicas.exploded)
         times = np.concatenate([[0.0], curve.times, [max(end, curve.times[-1])]])
         share, low, high = (
             100 * np.concatenate([[first], values, values[-1:]])
             for first, values in ((1.0, curve.share), (curve.start[0], curve.low), (curve.start[1], curve.high))
         )
         axes.fill_between(times, low, high, step="post", color=look["color"], alpha=0.15, linewidth=0)
-        left = len(own) - int(own.exploded.sum())
-        label = f"{temperature:g} K: {left} of {len(own)} left"
+        left = len(replicas) - int(replicas.exploded.sum())
+        label = f"{temperature:g} K: {left} of {len(replicas)} left"
         axes.step(times, share, where="post", linewidth=1.8, label=label, **look)
     axes.set(xlim=(0, end), ylim=(-2, 104))
     axes.set_xlabel("time (ps)")
@@ -64,15 +64,15 @@ def uncertainty(axes: Axes, frames: pd.DataFrame, fates: pd.DataFrame) -> None:
     were last recorded; of many, those with the lowest numbers.
     """
     for temperature, look in _looks(fates).items():
-        own = frames[frames.temperature == temperature]
-        stable = own[own.phase == "survivor"].groupby("time_ps").score_max
+        steps = frames[frames.temperature == temperature]
+        stable = steps[steps.phase == "survivor"].groupby("time_ps").score_max
         if len(stable):
-            count = own[own.phase == "survivor"].replica.nunique()
+            count = steps[steps.phase == "survivor"].replica.nunique()
             low, median, high = (stable.quantile(share) for share in (BAND[0], 0.5, BAND[1]))
             axes.fill_between(median.index, low, high, color=look["color"], alpha=0.2, linewidth=0)
             label = f"{temperature:g} K, {count} survivors: median, 5–95 %"
             axes.plot(median.index, median, linewidth=1.8, label=label, **look)
-        lost = own[own.exploded]
+        lost = steps[steps.exploded]
         shown = sorted(lost.replica.unique())[:DRAWN]
         for number, replica in enumerate(shown):
             one = lost[lost.replica == replica]

@@ -63,7 +63,7 @@ def methods_figure(methods: Sequence[str], panels: Sequence[Panel], *, title: st
     with style.context(STYLE, after_reset=True):
         margins = (text_width(methods, STYLE["font.size"]) + 0.25, 0.25, 0.85, 0.65)
         size = 2.2, 0.1 + 0.28 * len(methods)
-        figure, grid = canvas.panels((rows, columns), size, gaps=(0.3, 0.8), margins=margins, sharey=True)
+        figure, grid = canvas.panels((rows, columns), size, spacing=(0.3, 0.8), margins=margins, sharey=True)
         grid[0, 0].set_yticks(range(len(methods)), methods)
         grid[0, 0].set_ylim(len(methods) - 0.4, -0.6)
         for axes in grid[:, 1:].flat:
@@ -105,8 +105,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
     repeated = {k: point.runs for k, point in known.items() if len(point.runs) > 1}
     if repeated:
         counts = list(map(len, repeated.values()))
-        places, dots = (np.repeat([one[k] for k in repeated], counts) for one in ({k: k for k in known}, colors))
-        axes.scatter(np.concatenate(list(repeated.values())), places + 0.27, s=9, c=dots, linewidths=0, zorder=4)
+        rows, dots = (np.repeat([one[k] for k in repeated], counts) for one in ({k: k for k in known}, colors))
+        axes.scatter(np.concatenate(list(repeated.values())), rows + 0.27, s=9, c=dots, linewidths=0, zorder=4)
     axes.set_title(plain(panel.heading), fontsize=10)
     unit = f"{plain(panel.unit)}; " if panel.unit else ""
     axes.set_xlabel(f"{unit}{panel.better} is better", fontsize=9)

@@ -277,8 +277,8 @@ def _compress(axes: Axes, reach: float) -> None:
     # Quantiles ascend: the upper left and the lower right corner are free.
     for edge, side, x, align in ((TAIL, "bottom", 0.01, "left"), (-TAIL, "top", 0.99, "right")):
         axes.axhline(edge, color=GREY, linewidth=0.6)
-        place = {"ha": align, "va": side, "transform": axes.get_yaxis_transform()}
-        axes.text(x, edge, "logarithmic beyond", color=GREY, fontsize=10, **place)
+        anchor = {"ha": align, "va": side, "transform": axes.get_yaxis_transform()}
+        axes.text(x, edge, "logarithmic beyond", color=GREY, fontsize=10, **anchor)
 
 
 def _legend(axes: Axes, undefined: dict[str, int] | None = None, loc: str = "best") -> None:

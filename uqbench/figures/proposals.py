@@ -25,13 +25,13 @@ def drawings(groups: Groups, history: pd.DataFrame, scale: str, title: str) -> d
     groups: by name, in the order seeds, random, proposals: scores (P,) and predicted energies per atom (P,) in eV.
     history: see `active.base.Proposals`. scale: of the score, `ratio` or `log`.
     """
-    found = {
+    figures = {
         "proposals": ("Proposals", title, functools.partial(_scatter, groups=groups, scale=scale)),
     }
     if history["step"].nunique() > 1:
         panel = functools.partial(_climb, groups=groups, history=history, scale=scale)
-        found["climb"] = ("Scores on the way", title, panel)
-    return found
+        figures["climb"] = ("Scores on the way", title, panel)
+    return figures
 
 
 def _scatter(axes: Axes, *, groups: Groups, scale: str) -> None:

@@ -33,9 +33,9 @@ def ranks_figure(methods: Sequence[str], ranks: np.ndarray, *, title: str) -> by
         for tick in range(1, k + 1):
             axes.plot([tick, tick], [line, line + 0.08], color=BLACK, linewidth=1)
             axes.text(tick, line + 0.11, str(tick), ha="center", va="bottom", fontsize=9)
-        for place, (method, value) in enumerate(zip(methods, ranks, strict=True)):
-            left = place < half
-            y = line - ROW * ((place if left else k - 1 - place) + 0.5)
+        for row, (method, value) in enumerate(zip(methods, ranks, strict=True)):
+            left = row < half
+            y = line - ROW * ((row if left else k - 1 - row) + 0.5)
             end = 0.75 if left else k + 0.25
             axes.plot([value, value, end], [line, y, y], color=GREY, linewidth=0.9, zorder=0)
             text = f"{plain(method)}  {value:.2f}" if left else f"{value:.2f}  {plain(method)}"

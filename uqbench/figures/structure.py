@@ -71,23 +71,23 @@ def _radial(axes: Axes, lines: Mapping[str, Line], splits: Sequence[str]) -> Non
 
 
 def _coordination(axes: Axes, counts: Mapping[str, np.ndarray], splits: Sequence[str]) -> None:
-    found = np.unique(np.concatenate(list(counts.values())))
+    numbers = np.unique(np.concatenate(list(counts.values())))
     width = 0.8 / len(counts)
-    for place, (name, own) in enumerate(counts.items()):
-        shares = [100 * np.mean(own == count) for count in found]
-        at = found + width * (place - (len(counts) - 1) / 2)
+    for bar, (name, neighbours) in enumerate(counts.items()):
+        shares = [100 * np.mean(neighbours == count) for count in numbers]
+        at = numbers + width * (bar - (len(counts) - 1) / 2)
         axes.bar(at, shares, width, color=_colour(splits, name), label=plain(name))
-    axes.set_xticks(found)
-    axes.set(xlim=(found.min() - 1, found.max() + 1), ylim=(0, 105))
+    axes.set_xticks(numbers)
+    axes.set(xlim=(numbers.min() - 1, numbers.max() + 1), ylim=(0, 105))
     axes.set_xlabel("neighbours", fontsize=9)
     axes.set_ylabel("atoms (%)", fontsize=9)
 
 
 def _density(axes: Axes, densities: Mapping[str, np.ndarray], splits: Sequence[str]) -> None:
-    for place, (name, own) in enumerate(densities.items()):
+    for bar, (name, values) in enumerate(densities.items()):
         # Frames of one cell lie on one spot: a little height keeps them apart.
-        heights = place + 0.3 * np.linspace(-1, 1, len(own))
-        axes.plot(own, heights, ".", color=_colour(splits, name), markersize=3)
+        heights = bar + 0.3 * np.linspace(-1, 1, len(values))
+        axes.plot(values, heights, ".", color=_colour(splits, name), markersize=3)
     axes.set_yticks(range(len(splits)), map(plain, splits))
     axes.invert_yaxis()
     low, high = axes.get_xlim()

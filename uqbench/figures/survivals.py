@@ -35,15 +35,15 @@ def survivals_figure(panels: Sequence[tuple[str, Sequence[Replicas]]], *, title:
 
     panels: heading and replicas of each method.
     """
-    temperatures = sorted({one.temperature for _, found in panels for one in found})
+    temperatures = sorted({one.temperature for _, curves in panels for one in curves})
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     with style.context(STYLE, after_reset=True):
         size = (max(3.5 * columns, 5.0) + 0.4, 2.7 * rows + 1.2)
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for axes, (heading, found) in zip(grid.flat, panels, strict=False):
-            for one in found:
+        for axes, (heading, curves) in zip(grid.flat, panels, strict=False):
+            for one in curves:
                 _draw(axes, one, COLOURS[temperatures.index(one.temperature) % len(COLOURS)])
             axes.set_title(plain(heading), fontsize=9)
             axes.tick_params(labelsize=8)

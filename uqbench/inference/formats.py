@@ -52,7 +52,7 @@ ORDER = (
     *("forces_reference", "forces", "force_variance", "score", "positions", "cell", "pbc"),
 )
 """Columns of Parquet, those of a set without geometry first."""
-WHOLE, FLAGS = ("id", "n_atoms", "numbers", "frame", "atom"), ("pbc",)
+INTEGERS, FLAGS = ("id", "n_atoms", "numbers", "frame", "atom"), ("pbc",)
 MAY_LACK = ("energy_reference", "forces_reference")
 CALIBRATION = "uqbench_calibration"
 AXES = {3: ("x", "y", "z"), 9: tuple(f"{vector}{axis}" for vector in "abc" for axis in "xyz")}
@@ -251,7 +251,7 @@ def _from_csv(content: bytes, path: Path) -> tuple[Columns, dict[str, Any] | Non
         values = _column(rows, keys, name, path)
         if name in OF_FRAMES:
             first = values[starts]
-            if not np.array_equal(values, first[owner], equal_nan=name not in (*WHOLE, *FLAGS)):
+            if not np.array_equal(values, first[owner], equal_nan=name not in (*INTEGERS, *FLAGS)):
                 raise DataError(f"{path}: {name} differs between the atoms of a frame")
             values = first
         columns[name] = values[:, 0] if width == 1 else values
@@ -289,17 +289,17 @@ def _flat(rows: list[NDArray], name: str) -> NDArray:
 
 def _of_kind(values: NDArray, name: str) -> NDArray:
     """Return values as the whole numbers, flags or floats that a column holds; raises ValueError where they are not."""
-    if name in WHOLE and values.dtype.kind in "iu":
+    if name in INTEGERS and values.dtype.kind in "iu":
         return values.astype(np.int64)
     numbers = np.asarray(values, np.float64)
-    if name not in (*WHOLE, *FLAGS):
+    if name not in (*INTEGERS, *FLAGS):
         return numbers
     if (
         not np.isfinite(numbers).all()
         or not np.array_equal(numbers, np.round(numbers))
         or (name in FLAGS and not np.isin(numbers, (0, 1)).all())
     ):
-        raise ValueError("expected whole numbers" if name in WHOLE else "expected 0 or 1")
+        raise ValueError("expected whole numbers" if name in INTEGERS else "expected 0 or 1")
     return numbers.astype(bool if name in FLAGS else np.int64)
 
 

@@ -121,12 +121,12 @@ class Weighting:
 
         Columns are told apart by identity, so they must not change.
         """
-        place = (ordering, id(column))
-        if place not in self._below:
+        key = (ordering, id(column))
+        if key not in self._below:
             weights = self.weights(ordering)
             sums = ordering.running(weights if column is None else weights * column)
-            self._below[place] = column, sums  # holding the column keeps its id from being used again
-        return self._below[place][1]
+            self._below[key] = column, sums  # holding the column keeps its id from being used again
+        return self._below[key][1]
 
     def sums_at(self, ordering: Ordering, edges: Array, column: Array) -> Array:
         """Weighted sums (K,) of a column over the first items that make up the amounts of weight in edges (K,).

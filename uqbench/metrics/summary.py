@@ -287,7 +287,7 @@ def _ideal(
 ) -> dict[str, Array]:
     """Values that perfect models with the given variances reach: the simulated draws by name with ``_ideal``."""
     n, components = metrics.errors.shape
-    found: dict[str, Array] = {}
+    samples: dict[str, Array] = {}
     for prefix, variance in variances.items():
         draws = []
         for _ in range(min(max(settings.ideal_items // n, 1), settings.ideal_draws)):
@@ -298,10 +298,10 @@ def _ideal(
                 kernels += perfect.ranking(variance, settings.quantiles)
             draws.append(evaluate(kernels, np.ones(metrics.structures)))
         names = [name for name in draws[0] if name.removeprefix(CALIBRATED).startswith(WITH_IDEAL)]
-        found |= {name + IDEAL: np.array([draw[name] for draw in draws]) for name in names}
+        samples |= {name + IDEAL: np.array([draw[name] for draw in draws]) for name in names}
         if components > 1:
-            found[f"{prefix}miscalibration_area_norm{IDEAL}"] = np.array([NORM_FLOOR])
-    return found
+            samples[f"{prefix}miscalibration_area_norm{IDEAL}"] = np.array([NORM_FLOOR])
+    return samples
 
 
 def _uncertainties(

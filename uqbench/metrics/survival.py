@@ -55,8 +55,8 @@ def kaplan_meier(times: ArrayLike, ended: ArrayLike) -> Survival:
 
 def share_interval(count: int, n: int) -> tuple[float, float]:
     """95 % interval of a share of `count` among n > 0: Clopper and Pearson, Biometrika 26, 404 (1934)."""
-    found = stats.binomtest(count, n).proportion_ci(LEVEL, method="exact")
-    return float(found.low), float(found.high)
+    interval = stats.binomtest(count, n).proportion_ci(LEVEL, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def restricted_mean(times: ArrayLike, ended: ArrayLike, horizon: float) -> tuple[float, float, float]:

@@ -112,8 +112,8 @@ class NequIP(Backbone):
         latents = []
         for m in range(self.members):
             graph = _graph(geometry, geometry.distances[m], geometry.directions[m])
-            own = {name: slices[m] for name, slices in parameters.items()}
-            latents.append(functional_call(self.network, own, (graph,))["node_features"])
+            parameters_of_member = {name: slices[m] for name, slices in parameters.items()}
+            latents.append(functional_call(self.network, parameters_of_member, (graph,))["node_features"])
         return torch.stack(latents)
 
 

@@ -79,11 +79,11 @@ class PaiNN(Backbone):
 
     def weights(self) -> list[Tensor]:
         """Return all weights in the order of the compiled network (`PainnWeights`)."""
-        found = [self.embedding.weight]
+        tensors = [self.embedding.weight]
         for interaction, mixing in zip(self.interactions, self.mixings, strict=True):
-            found += [interaction.filters.weight, interaction.filters.bias, *interaction.context.weights()]
-            found += [mixing.mix.weight, *mixing.context.weights()]
-        return found
+            tensors += [interaction.filters.weight, interaction.filters.bias, *interaction.context.weights()]
+            tensors += [mixing.mix.weight, *mixing.context.weights()]
+        return tensors
 
 
 class Interaction(nn.Module):

@@ -66,10 +66,10 @@ class SchNet(Backbone):
 
     def weights(self) -> list[Tensor]:
         """Return all weights in the order of the compiled network (`SchnetWeights`)."""
-        found = [self.embedding.weight]
+        tensors = [self.embedding.weight]
         for interaction in self.interactions:
-            found += [*interaction.filters.weights(), interaction.to_senders.weight, *interaction.update.weights()]
-        return found
+            tensors += [*interaction.filters.weights(), interaction.to_senders.weight, *interaction.update.weights()]
+        return tensors
 
 
 class Interaction(nn.Module):

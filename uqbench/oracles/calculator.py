@@ -42,16 +42,16 @@ class OracleCalculator(Calculator):
             and image.calc is not self
             and image.calc.calculation_required(image, ["energy"])
         ]
-        own, *others = self.oracle.label([self.atoms, *moved]).outcomes
+        asked, *others = self.oracle.label([self.atoms, *moved]).outcomes
         for image, outcome in zip(moved, others, strict=True):
             if isinstance(outcome, Failure):  # raised when that image itself is asked
                 continue
             image.calc.reset()
             image.calc.atoms = image.copy()
             image.calc._take(outcome)
-        if isinstance(own, Failure):
-            raise NoLabelError(f"the oracle has no label for an image: {own.reason}")
-        self._take(own)
+        if isinstance(asked, Failure):
+            raise NoLabelError(f"the oracle has no label for an image: {asked.reason}")
+        self._take(asked)
 
     def _take(self, label) -> None:
         self.results = {"energy": label.energy, "free_energy": label.energy, "forces": label.forces}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WHOLE = "all"  # as a split: every frame of the data set
+ALL_FRAMES = "all"  # as a split: every frame of the data set
 AUTO = "auto"  # as a split: out of domain where the data set has such frames, otherwise nothing
 WAIT_S = 1.0  # between looks at a model that another process is training
 
@@ -91,10 +91,10 @@ class Experiment:
         Other evaluations than those of the first time train nothing anew.
         """
         common = {key: self.cfg[key] for key in ("seed", "outputs", "data_root", "kernels")}
-        own = {"command": "evaluate", **common, "run": str(run.path), "dataset": None}
-        own |= OmegaConf.to_container(wanted, resolve=True)
+        settings = {"command": "evaluate", **common, "run": str(run.path), "dataset": None}
+        settings |= OmegaConf.to_container(wanted, resolve=True)
         option = self.choices.get(f"evaluation@evaluations.{name}.evaluation")
-        return evaluate(OmegaConf.create(own), {"evaluation": option} if option else {})
+        return evaluate(OmegaConf.create(settings), {"evaluation": option} if option else {})
 
     def generation(
         self, number: int, data_name: str, structures: Structures, splits: Splits, within: RunDir
@@ -112,15 +112,15 @@ class Experiment:
 
         # Before anything is trained: a wrong name should not cost a generation.
         wanted = self.evaluations(splits)
-        own = self._of_generation(data_name, structures, within)
-        with RunDir(within.path / f"generation_{number}", own, "train") as run:
-            twin = None if run.done else find_twin(run, within.path / data_name)
-            if twin is not None:
-                adopt(run, twin, number)
+        cfg = self._of_generation(data_name, structures, within)
+        with RunDir(within.path / f"generation_{number}", cfg, "train") as run:
+            equal_run = None if run.done else find_twin(run, within.path / data_name)
+            if equal_run is not None:
+                adopt(run, equal_run, number)
             elif not run.done:
-                Experiment(own, self.choices, config.build(own.dataset)).relabelled(self.labels)._make(run, number)
+                Experiment(cfg, self.choices, config.build(cfg.dataset)).relabelled(self.labels)._make(run, number)
         rows = _rows(run, "test")
-        trained = TrainedModel.from_run(run.path, device=_device(own))
+        trained = TrainedModel.from_run(run.path, device=_device(cfg))
         for name, one in wanted.items():
             evaluated = self._evaluate_generation(
                 number, name, one, run, trained, structures[splits[one.split]], within
@@ -253,10 +253,10 @@ class Experiment:
         check_splits(splits, len(structures))
         shared = duplicates_across(structures, splits)
         if shared:
-            name, frame, other, twin = shared[0]
+            name, frame, other, copy = shared[0]
             log.warning(
                 "%d geometries stand in several splits, such as frame %d (%s) and %d (%s): the test is not independent",
-                *(len(shared), structures.ids[frame], name, structures.ids[twin], other),
+                *(len(shared), structures.ids[frame], name, structures.ids[copy], other),
             )
         run.update(data_sha256=sha256, data_origin=structures.origin, duplicates_across_splits=len(shared))
         run.write_json("splits.json", {name: frames.tolist() for name, frames in splits.items()})
@@ -269,8 +269,8 @@ class Experiment:
         settings = OmegaConf.to_container(self.cfg, resolve=True)
         keys = ("seed", "outputs", "kernels", "backbone", "uq", "calibration", "training", "evaluation")
         dataset = {"_target_": "uqbench.data.sources.packed.Packed", **data, "subset": self.labels["subset"]}
-        own = {"command": "train", "data_root": None, **{key: settings[key] for key in keys}, "dataset": dataset}
-        return OmegaConf.create(own)
+        identity = {"command": "train", "data_root": None, **{key: settings[key] for key in keys}, "dataset": dataset}
+        return OmegaConf.create(identity)
 
     def _evaluate_generation(
         self,
@@ -286,9 +286,9 @@ class Experiment:
 
         identity = OmegaConf.create({"command": "evaluate", "seed": self.cfg.seed, "name": name, **wanted})
         with RunDir(within.path / f"generation_{number}_{name}", identity, "evaluate") as evaluated:
-            twin = None if evaluated.done else find_evaluation(evaluated, run, name)
-            if twin is not None:
-                adopt(evaluated, twin, number)
+            equal_run = None if evaluated.done else find_evaluation(evaluated, run, name)
+            if equal_run is not None:
+                adopt(evaluated, equal_run, number)
             elif not evaluated.done:
                 evaluated.update(labels=self.labels, choices=self.choices, data_sha256=frames.sha256())
                 evaluated.update(family=trained.method.family)
@@ -351,8 +351,8 @@ def identity_of_fit(cfg: DictConfig) -> DictConfig:
     """
     model = run_dir.read(cfg.run)
     made = {key: model.config[key] for key in ("seed", "dataset", "backbone", "training") if key in model.config}
-    own = OmegaConf.to_container(cfg, resolve=True) | OmegaConf.to_container(OmegaConf.create(made), resolve=True)
-    return OmegaConf.create(own | {"source_sha256": model.weights_sha256()})
+    settings = OmegaConf.to_container(cfg, resolve=True) | OmegaConf.to_container(OmegaConf.create(made), resolve=True)
+    return OmegaConf.create(settings | {"source_sha256": model.weights_sha256()})
 
 
 def evaluate(cfg: DictConfig, choices: Mapping[str, str]) -> Run:
@@ -429,12 +429,12 @@ def wanted_evaluations(cfg: DictConfig, splits: Mapping[str, Collection]) -> dic
     splits: of the data; the split `auto` is `out_of_domain` where they have one, and switches off where not.
     """
     auto = OUT_OF_DOMAIN if len(splits.get(OUT_OF_DOMAIN, ())) else None
-    found = {}
+    wanted = {}
     for name, one in (cfg.get("evaluations") or {}).items():
         split = None if one is None else auto if one.split == AUTO else one.split
         if split is not None:
-            found[str(name)] = one if one.split == split else OmegaConf.merge(one, {"split": split})
-    return found
+            wanted[str(name)] = one if one.split == split else OmegaConf.merge(one, {"split": split})
+    return wanted
 
 
 def complete(run: Run, cfg: DictConfig) -> bool:
@@ -444,9 +444,9 @@ def complete(run: Run, cfg: DictConfig) -> bool:
 
 def open_run(cfg: DictConfig, command: str, labels: Mapping[str, Any]) -> RunDir:
     """Lock the run that a config and its labels name; see `RunDir.open`."""
-    place = {name: labels[name] for name in ("backbone", "uq", "seed")}
-    place["dataset"] = "-".join(filter(None, (labels["dataset"], labels["subset"])))
-    return RunDir.open(root=cfg.outputs, command=command, config=cfg, **place)
+    folders = {name: labels[name] for name in ("backbone", "uq", "seed")}
+    folders["dataset"] = "-".join(filter(None, (labels["dataset"], labels["subset"])))
+    return RunDir.open(root=cfg.outputs, command=command, config=cfg, **folders)
 
 
 def _require_split(name: str, split: str, sizes: Mapping[str, Collection]) -> None:
@@ -480,15 +480,17 @@ def _choose(source: Run, dataset: Dataset, split: str, own_data: bool) -> Struct
     structures = dataset.load()
     if own_data:
         _require_same_data(structures, source)
-    if split == WHOLE:
+    if split == ALL_FRAMES:
         return structures
     splits = source.read_json("splits.json") if own_data else dataset.split(structures)
     if split not in splits:
         raise ConfigError(
-            f"split: no split '{split}'{did_you_mean(split, splits)} (choose {', '.join(splits)} or {WHOLE})"
+            f"split: no split '{split}'{did_you_mean(split, splits)} (choose {', '.join(splits)} or {ALL_FRAMES})"
         )
     if len(splits[split]) == 0:
-        raise ConfigError(f"split: '{split}' of this data set is empty; take split={WHOLE} or another dataset size")
+        raise ConfigError(
+            f"split: '{split}' of this data set is empty; take split={ALL_FRAMES} or another dataset size"
+        )
     return structures[np.asarray(splits[split])]
 
 

@@ -110,7 +110,7 @@ def load_checkpoint(path: str | os.PathLike) -> Any:
     return record["content"]
 
 
-def _plain(value: Any, place: str) -> Any:
+def _plain(value: Any, path: str) -> Any:
     """A canonical copy: pickle notices which objects are identical, so everything that it could share is rebuilt."""
     import torch
 
@@ -123,8 +123,8 @@ def _plain(value: Any, place: str) -> Any:
     if isinstance(value, dict):
         for key in value:
             if type(key) not in (str, int):
-                raise TypeError(f"{place}: a key of type {type(key).__name__} cannot be stored")
-        return {_plain(key, place): _plain(item, f"{place}.{key}") for key, item in value.items()}
+                raise TypeError(f"{path}: a key of type {type(key).__name__} cannot be stored")
+        return {_plain(key, path): _plain(item, f"{path}.{key}") for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_plain(item, f"{place}[{i}]") for i, item in enumerate(value))
-    raise TypeError(f"{place}: a {type(value).__name__} cannot be stored; only tensors and plain values can")
+        return type(value)(_plain(item, f"{path}[{i}]") for i, item in enumerate(value))
+    raise TypeError(f"{path}: a {type(value).__name__} cannot be stored; only tensors and plain values can")

@@ -34,15 +34,15 @@ def choices(source: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    found = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
-    own = {str(group): str(option) for group, option in found.items() if option and not group.startswith("hydra/")}
-    return {**(source or {}), **own}
+    runtime = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+    chosen = {str(group): str(option) for group, option in runtime.items() if option and not group.startswith("hydra/")}
+    return {**(source or {}), **chosen}
 
 
 def title_of(labels: Mapping[str, Any], split: str) -> str:
     """Name a run and a split in one line, for its figures; labels as in `write_metrics`."""
-    place = [str(labels[name]) for name in ("dataset", "subset", "backbone", "uq") if labels[name]]
-    return ", ".join([*place, f"seed {labels['seed']}", split])
+    parts = [str(labels[name]) for name in ("dataset", "subset", "backbone", "uq") if labels[name]]
+    return ", ".join([*parts, f"seed {labels['seed']}", split])
 
 
 def show(run: Run) -> None:

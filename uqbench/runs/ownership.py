@@ -26,31 +26,31 @@ def weakness(path: str | os.PathLike) -> str | None:
     It goes from the root down, so that nobody can change any more what has been asked.
     """
     ahead = list(reversed(Path(path).absolute().parts))
-    place, links = Path(ahead.pop()), 0
+    folder, links = Path(ahead.pop()), 0
     while True:
         try:
-            status = os.lstat(place)
+            status = os.lstat(folder)
         except FileNotFoundError:
             return None
         except OSError as error:
-            return f"{place} cannot be examined ({error.strerror})"
+            return f"{folder} cannot be examined ({error.strerror})"
         if status.st_uid not in (os.geteuid(), ROOT):
-            return f"{place} belongs to {_name(status.st_uid)}"
+            return f"{folder} belongs to {_name(status.st_uid)}"
         if stat.S_ISLNK(status.st_mode):
             links += 1
             if links > MAX_LINKS:
-                return f"{place} is one of too many symbolic links"
-            target = Path(os.readlink(place))
+                return f"{folder} is one of too many symbolic links"
+            target = Path(os.readlink(folder))
             ahead += reversed(target.parts)
-            place = place.parent
+            folder = folder.parent
         else:
             shared = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX and ahead
             if status.st_mode & OTHERS and not shared:
-                return f"{place} can be written by others (mode {stat.S_IMODE(status.st_mode):o})"
+                return f"{folder} can be written by others (mode {stat.S_IMODE(status.st_mode):o})"
         if not ahead:
             return None
         part = ahead.pop()
-        place = place.parent if part == os.pardir else place / part
+        folder = folder.parent if part == os.pardir else folder / part
 
 
 def make_folder(folder: Path, mode: int = 0o755) -> None:

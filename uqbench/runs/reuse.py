@@ -18,7 +18,7 @@ from uqbench.runs.metrics_table import METRICS
 from uqbench.runs.run_dir import CONFIG, Run, RunDir
 
 ADOPTED = "adopted_from"
-OWN = {"schema", "digest", "status", "command", "error", "files", "launches", "started", "finished"}
+NOT_COPIED = {"schema", "digest", "status", "command", "error", "files", "launches", "started", "finished"}
 
 
 def find_twin(opened: RunDir, data: Path) -> Run | None:
@@ -44,15 +44,15 @@ def find_evaluation(opened: RunDir, trained: Run, name: str) -> Run | None:
     return run if run is not None and digest(run.config) == digest(opened.config) else None
 
 
-def adopt(opened: RunDir, twin: Run, generation: int) -> None:
+def adopt(opened: RunDir, equal_run: Run, generation: int) -> None:
     """Finish a run with copies of a finished one's files and record, under its own name and generation."""
-    for name in twin.info["files"]:
+    for name in equal_run.info["files"]:
         if name not in (CONFIG, METRICS):
-            opened.write_bytes(name, (twin.path / name).read_bytes())
-    table = twin.read_csv(METRICS)
+            opened.write_bytes(name, (equal_run.path / name).read_bytes())
+    table = equal_run.read_csv(METRICS)
     opened.write_csv(METRICS, table.assign(run_id=opened.path.name, generation=generation))
-    facts = {key: value for key, value in twin.info.items() if key not in OWN}
-    opened.update(**facts | {ADOPTED: str(twin.path)})
+    facts = {key: value for key, value in equal_run.info.items() if key not in NOT_COPIED}
+    opened.update(**facts | {ADOPTED: str(equal_run.path)})
     opened.finish()
 
 

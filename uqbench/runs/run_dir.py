@@ -188,9 +188,9 @@ class RunDir(Run):
 
     def finish(self) -> None:
         """Declare the run done and record its files, so that later readers notice when one is lost."""
-        own = {INFO, LOG, lock.LOCK}
+        bookkeeping = {INFO, LOG, lock.LOCK}
         # Folders are runs of their own, which keep their own record.
-        entries = [entry for entry in sorted(self.path.iterdir()) if entry.is_file() and entry.name not in own]
+        entries = [entry for entry in sorted(self.path.iterdir()) if entry.is_file() and entry.name not in bookkeeping]
         files = {entry.name: entry.stat().st_size for entry in entries}
         self.update(status="done", finished=provenance.now(), files=files)
 
@@ -268,7 +268,7 @@ def read(path: str | os.PathLike) -> Run:
     path = Path(path)
     if not (path / INFO).is_file():
         below = sorted(path.glob(f"**/{INFO}"))[:3] if path.is_dir() else []
-        hint = "; runs below it: " + ", ".join(str(found.parent) for found in below) if below else ""
+        hint = "; runs below it: " + ", ".join(str(info.parent) for info in below) if below else ""
         raise DataError(f"{path}: {'not a run directory' if path.exists() else 'no such run'}{hint}")
     run = Run(path, _read_config(path / CONFIG), _read_info(path))
     if not run.done:
@@ -280,9 +280,9 @@ def read(path: str | os.PathLike) -> Run:
 def find_done(config: DictConfig) -> Run | None:
     """The finished run that a command's config names, under whichever labels; or None."""
     fingerprint = digest(config)
-    place = Path(config.outputs, _label(config.command))
+    folder = Path(config.outputs, _label(config.command))
     # Where the name of the place is too long glob would fail.
-    for path in place.glob(f"*/*/*/{_name(config.seed, fingerprint)}") if os.path.isdir(place) else ():
+    for path in folder.glob(f"*/*/*/{_name(config.seed, fingerprint)}") if os.path.isdir(folder) else ():
         with contextlib.suppress(DataError):  # it has not finished, or lost files: opening it will tell
             run = read(path)
             if digest(run.config) == fingerprint:

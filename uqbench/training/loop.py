@@ -73,7 +73,7 @@ def _train(
     averaged = None
     if settings.ema_decay is not None:
         averaged = Average(model, settings.ema_decay)
-    judged = model if averaged is None else averaged.module
+    evaluated = model if averaged is None else averaged.module
     parameters = list(model.parameters())
     steps_per_epoch = -(-len(train_set) // settings.batch_size)
     schedule = Schedule(settings, settings.epochs * steps_per_epoch)
@@ -119,11 +119,11 @@ def _train(
                 raise KeyboardInterrupt
         lr = optimizer.param_groups[0]["lr"]
         row = {"epoch": state.epoch + 1, "lr": lr, **totals.means("train", method.n_models, settings, fabric)}
-        row |= validate(judged, valid_set, settings, fabric)
+        row |= validate(evaluated, valid_set, settings, fabric)
 
         state.epoch, state.step, state.totals = state.epoch + 1, 0, {}
         state.seconds = time.monotonic() - started
-        state.record(row, judged.method)
+        state.record(row, evaluated.method)
         schedule.after_epoch(row["validation_loss"])
         overtime = settings.max_seconds is not None and state.seconds >= settings.max_seconds
         state.stopped = schedule.exhausted or fabric.broadcast(overtime)

@@ -68,8 +68,8 @@ class LinearCalibration:
         best = (constant, -np.inf)
         for k in _minima(values):
             low, high = SEARCH[max(k - 1, 0)], SEARCH[min(k + 1, len(SEARCH) - 1)]
-            found = minimize_scalar(profile, bounds=(low, high), method="bounded", options={"xatol": 1e-10})
-            best = min(best, (float(found.fun), float(found.x)), (float(values[k]), float(SEARCH[k])))
+            minimum = minimize_scalar(profile, bounds=(low, high), method="bounded", options={"xatol": 1e-10})
+            best = min(best, (float(minimum.fun), float(minimum.x)), (float(values[k]), float(SEARCH[k])))
         ratio = np.exp(best[1])
         floor = unit * float((s / (1 + ratio * x)).mean())
         slope = floor * float(ratio) / span

@@ -165,9 +165,9 @@ class _Climb:
         batch = graphs.batch(range(len(rows)))
         positions = batch.positions.clone().requires_grad_(True)
         log_partition = torch.as_tensor(self.log_partition[rows]).to(positions.device)
-        found = self.objective.evaluate(self.method, batch.with_positions(positions), log_partition)
-        (gradient,) = torch.autograd.grad(found.objective.sum(), positions)
-        values = torch.stack([found.score, found.energy, found.log_probability, found.objective], dim=1)
+        at = self.objective.evaluate(self.method, batch.with_positions(positions), log_partition)
+        (gradient,) = torch.autograd.grad(at.objective.sum(), positions)
+        values = torch.stack([at.score, at.energy, at.log_probability, at.objective], dim=1)
         return values.detach().cpu().numpy(), gradient.double().cpu().numpy()
 
     def _all_atoms(self, per_atom: NDArray[np.bool_], rows: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -67,11 +67,11 @@ def find_file(path: str, data_root: str | None) -> Path:
     """
     if data_root is not None and not Path(path).is_absolute():
         require_root(data_root)
-    found = Path(data_root or ".", path).expanduser().absolute()
-    if found.is_file():
-        return found
-    what = "is a folder, not a file" if found.is_dir() else "does not exist"
-    raise DataError(f"{found} {what}; set dataset.path, and data_root if the path is relative")
+    file = Path(data_root or ".", path).expanduser().absolute()
+    if file.is_file():
+        return file
+    what = "is a folder, not a file" if file.is_dir() else "does not exist"
+    raise DataError(f"{file} {what}; set dataset.path, and data_root if the path is relative")
 
 
 def require_root(data_root: str) -> Path:

@@ -69,11 +69,11 @@ class Recipe:
 
     def ramps(self) -> list[tuple[float, float, int]]:
         """Temperature at start and end in K, and steps, of the melt and of each ramp."""
-        found = [(self.melt_temperature, self.melt_temperature, self.steps(self.melt_ps))]
+        stages = [(self.melt_temperature, self.melt_temperature, self.steps(self.melt_ps))]
         for end, rate in self.cooling:
-            start = found[-1][1]
-            found.append((start, end, self.steps(abs(end - start) / rate)))
-        return found
+            start = stages[-1][1]
+            stages.append((start, end, self.steps(abs(end - start) / rate)))
+        return stages
 
     def total_steps(self) -> int:
         """Steps of all dynamics."""

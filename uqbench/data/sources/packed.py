@@ -30,6 +30,6 @@ class Packed(Dataset):
     def split(self, structures: Structures) -> Splits:
         path = find_file(self.path, self.data_root)
         names = read_npz(path, {"splits": "splits"})["splits"].tolist()
-        found = read_npz(path, {name: SPLIT + name for name in names})
+        stored = read_npz(path, {name: SPLIT + name for name in names})
         ordered = [*SPLITS, *(name for name in names if name not in SPLITS)]
-        return {name: found.get(name, np.zeros(0, np.int64)) for name in ordered}
+        return {name: stored.get(name, np.zeros(0, np.int64)) for name in ordered}

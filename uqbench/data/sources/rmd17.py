@@ -149,10 +149,10 @@ class RMD17(Dataset):
         for folder in (root, None if self.url else cache):
             if folder is not None and (folder / ARCHIVE).is_file():
                 with open(folder / ARCHIVE, "rb") as file:
-                    found = hashlib.file_digest(file, "md5").hexdigest()
-                if found != self.md5:
+                    checksum = hashlib.file_digest(file, "md5").hexdigest()
+                if checksum != self.md5:
                     raise DataError(
-                        f"{folder / ARCHIVE} has the md5 {found}, not {self.md5}: damaged or incomplete; {advice}"
+                        f"{folder / ARCHIVE} has the md5 {checksum}, not {self.md5}: damaged or incomplete; {advice}"
                     )
                 return folder / ARCHIVE
         if self.url is None:

@@ -113,9 +113,9 @@ class Silica(Dataset):
         far = np.flatnonzero(~mild)
         if not len(domain) or not len(far):
             side = "below" if len(far) else "above"
-            found = f"{self.by} go from {measures.min():.3g} to {measures.max():.3g}, in blocks of {self.block} frames"
+            extent = f"{self.by} go from {measures.min():.3g} to {measures.max():.3g}, in blocks of {self.block} frames"
             raise DataError(
-                f"{structures.origin}: no frame is {side} dataset.below = {below:.3g} {UNITS[self.by]} ({found}); "
+                f"{structures.origin}: no frame is {side} dataset.below = {below:.3g} {UNITS[self.by]} ({extent}); "
                 "choose another dataset.below or dataset.block"
             )
         splits = split_frames(structures[domain], self.sizes, self.block, self.split_seed)
@@ -147,12 +147,12 @@ class Silica(Dataset):
             raise DataError(f"{path} has no temperature '{key}' (keys there: {known}); set dataset.temperature_key")
         try:
             values = content[key] if self._is_nff() else [store[key] for store in stores]
-            found = np.array([np.asarray(value, np.float64).item() for value in values])
+            temperatures = np.array([np.asarray(value, np.float64).item() for value in values])
         except (TypeError, ValueError) as error:
             raise DataError(f"{path}: '{key}' does not hold one number for each frame ({error})") from None
-        if not np.isfinite(found).all():
+        if not np.isfinite(temperatures).all():
             raise DataError(f"{path}: '{key}' is not finite everywhere")
-        return found
+        return temperatures
 
     def _file(self) -> Path:
         try:

@@ -138,8 +138,8 @@ class SilicaGlass(Dataset):
             OUT_OF_DOMAIN: first[-1] + len(cold) + np.arange(len(self.far) * self.recipe.frames),
         }
         splits: Splits = {}
-        for name, places in pools.items():
-            pool = np.flatnonzero(np.isin(structures.ids, places))
+        for name, frames in pools.items():
+            pool = np.flatnonzero(np.isin(structures.ids, frames))
             count = frame_count(self.sizes[name], len(pool))
             if count is not None and count > len(pool):
                 raise DataError(f"split '{name}' needs {count} frames, there are {len(pool)}; raise dataset.frames")

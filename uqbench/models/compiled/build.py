@@ -80,9 +80,9 @@ def _load(target: Path) -> ctypes.CDLL:
 def _compiler() -> str:
     named = os.environ.get("CXX")
     for name in [named] if named else COMPILERS:
-        found = shutil.which(name)
-        if found:
-            return found
+        path = shutil.which(name)
+        if path:
+            return path
     raise NoKernels(f"no C++ compiler found ({named or ', '.join(COMPILERS)}); install one, or set the environment CXX")
 
 

@@ -56,8 +56,8 @@ def description(module: nn.Module, ignored: frozenset[str] = frozenset()) -> Has
         kind = type(one)
         if (MARK not in kind.__dict__ and kind not in CONTAINERS) or any(hooks_of(one)):
             return None
-        own = {key: value for key, value in one.__dict__.items() if key not in _OF_TORCH}
-        flags = [(key, _flag(value)) for key, value in own.items() if one is not module or key not in ignored]
+        attributes = {key: value for key, value in one.__dict__.items() if key not in _OF_TORCH}
+        flags = [(key, _flag(value)) for key, value in attributes.items() if one is not module or key not in ignored]
         if any(flag is NotImplemented for _, flag in flags):
             return None
         parts.append((name, kind.__module__, kind.__qualname__, *flags, *_shapes(one)))

@@ -203,19 +203,19 @@ class Engine:
         by_positions = torch.empty(self._members, arguments.atoms, 3, dtype=self.dtype) if positions else None
         if by_positions is not None:
             arguments.by_positions = by_positions.data_ptr()
-        found = [None if w is None else torch.empty(w.shape, dtype=self.dtype) for w in weights]
+        gradients = [None if w is None else torch.empty(w.shape, dtype=self.dtype) for w in weights]
         others = 4 * len(self.sizes.heads)
         pointers = [
             None if one is None else one.data_ptr() + m * (one.nbytes // self._members)
             for m in range(self._members)
-            for one in (*found, *[None] * others)
+            for one in (*gradients, *[None] * others)
         ]
-        places = (c_void_p * len(pointers))(*pointers)
-        if any(one is not None for one in found):
-            arguments.by_weights = ctypes.addressof(places)
+        addresses = (c_void_p * len(pointers))(*pointers)
+        if any(one is not None for one in gradients):
+            arguments.by_weights = ctypes.addressof(addresses)
         self._gradient(arguments)
         del alive
-        return None if by_positions is None else by_positions.sum(0), found
+        return None if by_positions is None else by_positions.sum(0), gradients
 
     @property
     def differentiable(self) -> bool:

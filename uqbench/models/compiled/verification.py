@@ -90,7 +90,7 @@ def kernel_error(body: Form, reference: Form, dtype: torch.dtype) -> float:
     for arguments, g in _examples(reference.name, generator, dtype):
         everything = (True,) * len(arguments)
         cotangents = tuple(_random(a.shape, generator, dtype) for a in arguments)
-        found, expected = (
+        results, expected = (
             (
                 *form.message(pairs, arguments),
                 *form.pullback(pairs, arguments, g, everything),
@@ -98,7 +98,7 @@ def kernel_error(body: Form, reference: Form, dtype: torch.dtype) -> float:
             )
             for form in (body, reference)
         )
-        for a, b in zip(found, expected, strict=True):
+        for a, b in zip(results, expected, strict=True):
             worst = max(worst, float((a - b).abs().max() / b.abs().max()))
     return worst
 
