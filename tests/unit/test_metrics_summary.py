@@ -12,7 +12,7 @@ from uqbench.metrics.kernels import Means, Ordering
 from uqbench.metrics.populations import by_element, by_force_magnitude
 from uqbench.metrics.ranking import Ranking
 from uqbench.metrics.reliability import simulate_errors
-from uqbench.metrics.summary import Settings, energy_summary, force_summary
+from uqbench.metrics.summary import MetricSettings, energy_summary, force_summary
 
 pytestmark = pytest.mark.numerics
 
@@ -24,7 +24,7 @@ SIMULATED = {"ideal_items": 1_000_000, "ideal_draws": 100}
 def settings(**changes):
     """Keywords of the summaries, with some settings or keywords changed."""
     values = {name: changes.pop(name, value) for name, value in (SETTINGS | SIMULATED).items()}
-    return {"settings": Settings(**values), "generator": np.random.default_rng(7)} | changes
+    return {"settings": MetricSettings(**values), "generator": np.random.default_rng(7)} | changes
 
 
 def force_rows(*arguments, **keywords):

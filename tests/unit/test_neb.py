@@ -17,7 +17,7 @@ from scipy.optimize import minimize, minimize_scalar
 
 from uqbench import config
 from uqbench.errors import ConfigError, DataError, UqbenchError
-from uqbench.evaluations.band import Settings, find_path
+from uqbench.evaluations.band import BandSettings, find_path
 from uqbench.evaluations.reactions import ammonia_inversion, frames_of
 from uqbench.figures.canvas import render
 from uqbench.figures.paths import Profile, drawing
@@ -26,7 +26,7 @@ from uqbench.oracles.calculator import attach
 
 pytestmark = pytest.mark.numerics
 
-SETTINGS = Settings(
+SETTINGS = BandSettings(
     images=9, interpolation="linear", spring=1.0, climb_below=0.5, optimizer="BFGS", fmax=0.005, steps=300
 )
 

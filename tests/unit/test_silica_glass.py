@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from uqbench import config
 from uqbench.data import distributions
-from uqbench.data.sources import glass, melts
+from uqbench.data.sources import glass, melt_quench
 from uqbench.data.sources.base import SPLITS
 from uqbench.data.structures import check_splits
 from uqbench.errors import ConfigError, DataError
@@ -177,8 +177,8 @@ def test_sizes_and_lost_labels(made, caplog):
 @installed
 def test_the_same_seed_makes_the_same_bits_and_another_seed_another_glass(tmp_path):
     fast = {"cooling": [(300.0, 9000.0)], "conditions": [(300.0, [0.0] * 6), (900.0, [0.1, 0, 0, 0, 0, 0])]}
-    first, other = melts.glasses([recipe(**fast), recipe(**fast, seed=2)], tmp_path / "a", 2)
-    (again,) = melts.glasses([recipe(**fast)], tmp_path / "b", 1)
+    first, other = melt_quench.glasses([recipe(**fast), recipe(**fast, seed=2)], tmp_path / "a", 2)
+    (again,) = melt_quench.glasses([recipe(**fast)], tmp_path / "b", 1)
     arrays = [dict(np.load(path)) for path in (first, again, other)]
     for name in ("numbers", "positions", "cells"):
         np.testing.assert_array_equal(arrays[0][name], arrays[1][name])
@@ -187,7 +187,7 @@ def test_the_same_seed_makes_the_same_bits_and_another_seed_another_glass(tmp_pa
 
 def test_what_is_there_is_not_made_again(made, monkeypatch):
     counted = []
-    monkeypatch.setattr(melts, "_one", lambda path, *_: counted.append(path))
+    monkeypatch.setattr(melt_quench, "_one", lambda path, *_: counted.append(path))
     before = silica(made).load().sha256()
     assert silica(made, n_train=3, split_seed=4, workers=1).load().sha256() == before and counted == []
     monkeypatch.undo()
@@ -195,8 +195,8 @@ def test_what_is_there_is_not_made_again(made, monkeypatch):
     known = set((made / "silica_glass").glob("*.npz"))
     silica(made, glasses=5).load()
     assert len(set((made / "silica_glass").glob("*.npz")) - known) == 2
-    changed = melts._key(recipe(timestep_fs=1.0))
-    assert changed != melts._key(recipe()) == melts._key(recipe())
+    changed = melt_quench._key(recipe(timestep_fs=1.0))
+    assert changed != melt_quench._key(recipe()) == melt_quench._key(recipe())
 
 
 @installed
@@ -208,10 +208,10 @@ def test_two_that_want_one_glass_make_it_once(tmp_path, monkeypatch):
         time.sleep(0.3)
         path.write_bytes(b"")
 
-    monkeypatch.setattr(melts, "_one", slow)
+    monkeypatch.setattr(melt_quench, "_one", slow)
     recipes = [recipe(seed=seed) for seed in range(3)]
     threads = [
-        threading.Thread(target=melts.glasses, args=(order, tmp_path, 2))
+        threading.Thread(target=melt_quench.glasses, args=(order, tmp_path, 2))
         for order in (recipes, list(reversed(recipes)))
     ]
     for thread in threads:
@@ -229,9 +229,9 @@ def test_an_interruption_ends_all_and_leaves_what_is_whole(tmp_path, monkeypatch
             time.sleep(0.05)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(melts, "wait", interrupted)
+    monkeypatch.setattr(melt_quench, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        melts.glasses([recipe(seed=seed, melt_ps=10_000.0) for seed in range(3)], tmp_path, 2)
+        melt_quench.glasses([recipe(seed=seed, melt_ps=10_000.0) for seed in range(3)], tmp_path, 2)
     assert started() == [] and {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
 
 
@@ -268,9 +268,9 @@ def test_recipes_that_make_no_glass(tmp_path, changes, message):
 @pytest.mark.parametrize("delay", [0.0, 0.5], ids=["whenever", "before it is told what to do"])
 def test_a_process_that_dies_says_so(tmp_path, monkeypatch, delay):
     encode = json.dumps
-    monkeypatch.setattr(melts.json, "dumps", lambda content, **how: time.sleep(delay) or encode(content, **how))
+    monkeypatch.setattr(melt_quench.json, "dumps", lambda content, **how: time.sleep(delay) or encode(content, **how))
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(melts.GlassError, match=r"ended with exit code \d+ \(.*\)"):
+    with pytest.raises(melt_quench.GlassError, match=r"ended with exit code \d+ \(.*\)"):
         silica(tmp_path).load()
 
 

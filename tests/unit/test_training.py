@@ -16,7 +16,7 @@ from uqbench.models.normalisation import Normalisation
 from uqbench.runs import signals
 from uqbench.runs.checkpoints import TrainingState
 from uqbench.runs.run_dir import load_checkpoint
-from uqbench.training.loop import POINT_LOSSES, Objective, clip_members, epoch_batches, train
+from uqbench.training.loop import POINT_LOSSES, BatchLoss, clip_members, epoch_batches, train
 from uqbench.training.schedule import Schedule
 from uqbench.uq.base import KCAL_PER_MOL
 
@@ -208,7 +208,7 @@ def test_the_objective_is_the_weighted_loss_in_kcal_per_mol(parts, members):
     settings = short_training(energy_weight=0.3, force_weight=2.0, force_loss="mae", precision="float64")
     graphs = graphs_of(parts[0])
     batch = graphs.batch(range(6))
-    loss, terms = Objective(method, settings)(graphs, torch.arange(6), (6, len(batch.numbers)))
+    loss, terms = BatchLoss(method, settings)(graphs, torch.arange(6), (6, len(batch.numbers)))
     output = method.potential(batch)
     energy = (output.energy - batch.energies).abs().mean(-1).sum() * 23.060548
     forces = (output.forces - batch.forces).abs().mean((-2, -1)).sum() * 23.060548

@@ -27,7 +27,7 @@ Attach = Callable[[Sequence[Atoms]], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class BandSettings:
     """How a path is found; see conf/evaluation/neb.yaml.
 
     Sources: Henkelman, Uberuaga and Jónsson, J. Chem. Phys. 113, 9901 (2000), climbing image; Henkelman and Jónsson,
@@ -102,7 +102,7 @@ class Path:
         return coordinate, np.interp(coordinate, fit.fit_path / fit.fit_path[-1], fit.fit_energies)
 
 
-def find_path(frames: Sequence[Atoms], attach: Attach, settings: Settings) -> Path:
+def find_path(frames: Sequence[Atoms], attach: Attach, settings: BandSettings) -> Path:
     """Relax both ends, and the band between them.
 
     frames: at least two, aligned; further ones are on the way. What goes wrong on this surface is a problem of the
@@ -144,7 +144,7 @@ def find_path(frames: Sequence[Atoms], attach: Attach, settings: Settings) -> Pa
     return Path(images, problems, fmax, climbed)
 
 
-def _relax_band(images: list[Atoms], settings: Settings) -> tuple[float, bool]:
+def _relax_band(images: list[Atoms], settings: BandSettings) -> tuple[float, bool]:
     """Relax in place; returns the largest force that is left in eV/Å, and whether an image has climbed."""
     neb = NEB(images, k=settings.spring, climb=False, method="improvedtangent")
     make = OPTIMIZERS[settings.optimizer]
@@ -161,7 +161,7 @@ def _relax_band(images: list[Atoms], settings: Settings) -> tuple[float, bool]:
     return float(np.linalg.norm(neb.get_forces(), axis=1).max()), neb.climb
 
 
-def _interpolated(frames: list[Atoms], settings: Settings) -> list[Atoms]:
+def _interpolated(frames: list[Atoms], settings: BandSettings) -> list[Atoms]:
     """Frames (>= 2) to evenly spaced images, along straight lines; two frames also by IDPP."""
     points = [frames[0].positions]
     for earlier, later in zip(frames[:-1], frames[1:], strict=True):

@@ -24,7 +24,7 @@ from uqbench.inference.prediction_set import PredictionSet, predict
 from uqbench.inference.trained_model import TrainedModel
 from uqbench.metrics.bootstrap import RESAMPLES
 from uqbench.metrics.populations import by_element, by_force_magnitude
-from uqbench.metrics.summary import IDEAL, Settings, Summary, energy_summary, force_summary
+from uqbench.metrics.summary import IDEAL, MetricSettings, Summary, energy_summary, force_summary
 from uqbench.runs.provenance import peak_memory_mb
 from uqbench.runs.run_dir import RunDir
 from uqbench.seeding import numpy_generator
@@ -40,7 +40,7 @@ class Metrics(Evaluation):
         levels: of the central intervals, Gaussian and split-conformal.
         bins: of RMSE against root mean variance (ENCE).
         bootstrap: resamples of structures behind each confidence interval; 0 for none.
-        ideal_items, ideal_draws: how much is simulated for the values of a perfect model, see `Settings`.
+        ideal_items, ideal_draws: how much is simulated for the values of a perfect model, see `MetricSettings`.
         per_element: also score the forces of each element.
         force_ranges: also score the forces by the length of the reference force: edges in eV/Å, from 0; or None.
         batch_size: structures per prediction batch.
@@ -60,7 +60,7 @@ class Metrics(Evaluation):
         batch_size: PositiveInt,
     ) -> None:
         given = {"bins": bins, "bootstrap": bootstrap, "ideal_items": ideal_items, "ideal_draws": ideal_draws}
-        self.settings = Settings(quantiles=tuple(quantiles), levels=tuple(levels), **given)
+        self.settings = MetricSettings(quantiles=tuple(quantiles), levels=tuple(levels), **given)
         self.per_element, self.force_ranges, self.batch_size = per_element, force_ranges, batch_size
 
     @staticmethod

@@ -17,7 +17,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from uqbench.data.structures import Structures
 from uqbench.errors import DataError
-from uqbench.evaluations.band import Array, Path, Settings, find_path
+from uqbench.evaluations.band import Array, BandSettings, Path, find_path
 from uqbench.evaluations.base import Evaluation, Rows
 from uqbench.evaluations.reactions import frames_of
 from uqbench.figures.canvas import render
@@ -64,7 +64,7 @@ class NudgedElasticBand(Evaluation):
         oracle: Oracle,
     ) -> None:
         self.reaction, self.path, self.oracle = reaction, path, oracle
-        self.settings = Settings(images, interpolation, spring, climb_below, optimizer, fmax, steps)
+        self.settings = BandSettings(images, interpolation, spring, climb_below, optimizer, fmax, steps)
 
     def evaluate(self, run: RunDir, trained: TrainedModel, structures: Structures, *, split: str, title: str) -> Rows:
         """Find both paths, compare them, and return the rows of target `neb`; the frames of the split are not used.

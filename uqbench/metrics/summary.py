@@ -22,7 +22,7 @@ Row = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Settings:
+class MetricSettings:
     """What the metrics leave open.
 
     quantiles: of the squared error, above which an item counts as badly predicted (ROC-AUC). levels: of the central
@@ -181,7 +181,7 @@ def force_summary(
     calibrated_variance: ArrayLike | None,
     ptr: ArrayLike,
     *,
-    settings: Settings,
+    settings: MetricSettings,
     generator: np.random.Generator,
     radii: Mapping[float, ArrayLike] | None = None,
     population: str = "all",
@@ -220,7 +220,7 @@ def energy_summary(
     calibrated_variance: ArrayLike | None,
     n_atoms: ArrayLike,
     *,
-    settings: Settings,
+    settings: MetricSettings,
     generator: np.random.Generator,
     radii: Mapping[float, ArrayLike] | None = None,
     population: str = "all",
@@ -257,7 +257,7 @@ def _summary(
     kernels: list[Kernel],
     variances: dict[str, Array],
     radii: dict[float, Array],
-    settings: Settings,
+    settings: MetricSettings,
     generator: np.random.Generator,
 ) -> Summary:
     # Resampling has a stream of its own, so that the resamples are equal whatever else the methods need.
@@ -282,7 +282,7 @@ def _summary(
 def _ideal(
     metrics: MetricKernels,
     variances: dict[str, Array],
-    settings: Settings,
+    settings: MetricSettings,
     generator: np.random.Generator,
 ) -> dict[str, Array]:
     """Values that perfect models with the given variances reach: the simulated draws by name with ``_ideal``."""

@@ -108,13 +108,13 @@ class Experiment:
                 `uqbench evaluate` and `uqbench.load` take.
         """
         from uqbench.inference.trained_model import TrainedModel
-        from uqbench.runs.reuse import adopt, find_twin
+        from uqbench.runs.reuse import adopt, find_equal_run
 
         # Before anything is trained: a wrong name should not cost a generation.
         wanted = self.evaluations(splits)
         cfg = self._of_generation(data_name, structures, within)
         with RunDir(within.path / f"generation_{number}", cfg, "train") as run:
-            equal_run = None if run.done else find_twin(run, within.path / data_name)
+            equal_run = None if run.done else find_equal_run(run, within.path / data_name)
             if equal_run is not None:
                 adopt(run, equal_run, number)
             elif not run.done:

@@ -21,7 +21,7 @@ ADOPTED = "adopted_from"
 NOT_COPIED = {"schema", "digest", "status", "command", "error", "files", "launches", "started", "finished"}
 
 
-def find_twin(opened: RunDir, data: Path) -> Run | None:
+def find_equal_run(opened: RunDir, data: Path) -> Run | None:
     """Return a finished training, by this run or one beside it, of the same frames, splits, settings and seed.
 
     opened: a generation of an active-learning run. data: the file with its frames and splits.

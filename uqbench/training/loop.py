@@ -68,7 +68,7 @@ def _train(
     cutoff = method.potential.backbone.cutoff
     train_set = GraphSet(training, cutoff, dtype=settings.dtype, device=fabric.device)
     valid_set = GraphSet(validation, cutoff, dtype=settings.dtype, device=fabric.device)
-    model = Objective(method, settings)
+    model = BatchLoss(method, settings)
     wrapped, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True))
     averaged = None
     if settings.ema_decay is not None:
@@ -137,7 +137,7 @@ def epoch_batches(n_frames: int, batch_size: int, seed: int, epoch: int) -> Iter
     yield from torch.randperm(n_frames, generator=torch_generator(seed, "epoch", epoch)).split(batch_size)
 
 
-class Objective(nn.Module):
+class BatchLoss(nn.Module):
     """The loss of some frames as one module, so that Fabric can wrap it for any device and number of processes."""
 
     def __init__(self, method: Method, settings: Training) -> None:
@@ -180,7 +180,7 @@ class Totals:
 
 
 @torch.no_grad()
-def validate(model: Objective, graphs: GraphSet, settings: Training, fabric: Fabric) -> dict[str, float]:
+def validate(model: BatchLoss, graphs: GraphSet, settings: Training, fabric: Fabric) -> dict[str, float]:
     """Return the loss and errors over all frames, shared out over the processes."""
     model.eval()
     totals = Totals()

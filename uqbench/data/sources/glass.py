@@ -1,7 +1,7 @@
 """One glass, as a program of its own: melted, cooled and sampled by molecular dynamics in LAMMPS.
 
-Started by `melts.make` as `python -m uqbench.data.sources.glass`: takes a `Recipe` as JSON in one line of standard
-input, prints its progress as JSON lines, writes the frames, and ends when its standard input is closed.
+Started by `melt_quench.make` as `python -m uqbench.data.sources.glass`: takes a `Recipe` as JSON in one line of its
+standard input, prints its progress as JSON lines, writes the frames, and ends when its standard input is closed.
 """
 
 from __future__ import annotations

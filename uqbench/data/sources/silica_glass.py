@@ -17,7 +17,7 @@ from uqbench.data.download import cache_folder
 from uqbench.data.sources import OUT_OF_DOMAIN
 from uqbench.data.sources.base import SPLITS, Dataset, Labeller, Size, frame_count
 from uqbench.data.sources.glass import Recipe
-from uqbench.data.sources.melts import glasses
+from uqbench.data.sources.melt_quench import glasses
 from uqbench.data.structures import Splits, Structures
 from uqbench.errors import DataError
 from uqbench.lammps_library import require_plain

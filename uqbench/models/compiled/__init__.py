@@ -4,7 +4,7 @@ Messages of PaiNN and SchNet are multilinear forms (see `multilinear`) summed ov
 of every order; each has a body in torch (`painn`, `schnet`) and one in C++ (`messages.cpp`, `native`) that is built at
 first use (`build`). Backbones call them. `use` chooses; what runs is the same to rounding.
 
-Whole networks (`engine.cpp`) take the place of a `Potential` by `potential.compile`. Import it from its module: the
+Whole networks (`network.cpp`) take the place of a `Potential` by `potential.compile`. Import it from its module: the
 backbones, and so the plain potential, need this package first.
 """
 

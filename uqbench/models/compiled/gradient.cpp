@@ -1,11 +1,11 @@
-// What the derivatives of the compiled networks export to `engine.py`.
+// What the derivatives of the compiled networks export to `network.py`.
 
-#include "engine_painn.hpp"
-#include "engine_schnet.hpp"
+#include "network_painn.hpp"
+#include "network_schnet.hpp"
 
 #define EXPORT(NAME, T)                                                                                            \
-    extern "C" void gradient_painn_##NAME(EngineArguments<T>* a) { evaluate<Dual<T>, PainnEngine>(*a); }           \
-    extern "C" void gradient_schnet_##NAME(EngineArguments<T>* a) { evaluate<Dual<T>, SchnetEngine>(*a); }
+    extern "C" void gradient_painn_##NAME(NetworkArguments<T>* a) { evaluate<Dual<T>, PainnNetwork>(*a); }           \
+    extern "C" void gradient_schnet_##NAME(NetworkArguments<T>* a) { evaluate<Dual<T>, SchnetNetwork>(*a); }
 
 EXPORT(float32, float)
 EXPORT(float64, double)

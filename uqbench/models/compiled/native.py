@@ -17,7 +17,7 @@ NAMES = {torch.float32: "float32", torch.float64: "float64"}
 WORTH_THREADS = 30_000
 
 
-class Features(ctypes.Structure):
+class FeatureArray(ctypes.Structure):
     """A tensor ([M, [blocks,]] rows, F) as `Features` of the C code; null where there is none."""
 
     _fields_ = [("data", c_void_p), ("member", c_int64), ("block", c_int64), ("atom", c_int64)]
@@ -29,11 +29,11 @@ class PainnArguments(ctypes.Structure):
     _fields_ = [
         *((name, c_int64) for name in ("atoms", "pairs", "members", "channels", "radial", "threads")),
         *((name, c_void_p) for name in ("first", "second", "u", "b", "c")),
-        *((name, Features) for name in ("s", "v", "gq", "gm")),
+        *((name, FeatureArray) for name in ("s", "v", "gq", "gm")),
         *((name, c_void_p) for name in ("u2", "b2", "c2")),
-        *((name, Features) for name in ("s2", "v2")),
+        *((name, FeatureArray) for name in ("s2", "v2")),
         *((name, c_void_p) for name in ("by_u", "by_b", "by_c")),
-        *((name, Features) for name in ("by_s", "by_v", "by_q", "by_m")),
+        *((name, FeatureArray) for name in ("by_s", "by_v", "by_q", "by_m")),
     ]
 
 
@@ -43,7 +43,7 @@ class SchnetArguments(ctypes.Structure):
     _fields_ = [
         *((name, c_int64) for name in ("atoms", "pairs", "members", "channels", "threads")),
         *((name, c_void_p) for name in ("first", "second")),
-        *((name, Features) for name in ("w", "z", "g", "w2", "z2", "by_w", "by_z", "by_g")),
+        *((name, FeatureArray) for name in ("w", "z", "g", "w2", "z2", "by_w", "by_z", "by_g")),
     ]
 
 
@@ -52,8 +52,8 @@ class MixArguments(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("atoms", "members", "channels", "threads")),
-        *((name, Features) for name in ("b", "v", "w", "d", "gq", "gm", "b2", "v2", "w2", "d2")),
-        *((name, Features) for name in ("by_b", "by_v", "by_w", "by_d", "by_q", "by_m")),
+        *((name, FeatureArray) for name in ("b", "v", "w", "d", "gq", "gm", "b2", "v2", "w2", "d2")),
+        *((name, FeatureArray) for name in ("by_b", "by_v", "by_w", "by_d", "by_q", "by_m")),
     ]
 
 
@@ -266,7 +266,7 @@ class _Job:
                     tensor = tensor.contiguous()
                 self.alive.append(tensor)
                 member, *block, atom, _ = tensor.stride()
-                setattr(self.structure, name, Features(tensor.data_ptr(), member, *(block or (0,)), atom))
+                setattr(self.structure, name, FeatureArray(tensor.data_ptr(), member, *(block or (0,)), atom))
 
     def run(self, calls: dict[torch.dtype, ctypes._CFuncPtr]) -> None:
         """Call the function for the dtype."""

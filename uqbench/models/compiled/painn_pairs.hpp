@@ -1,8 +1,8 @@
-// PaiNN's messages and their derivatives by features, filters and pairs, for one block of WIDTH channels of `PainnEngine`.
+// PaiNN's messages and their derivatives by features, filters and pairs, for one block of WIDTH channels of `PainnNetwork`.
 
 #pragma once
 
-#include "engine.hpp"
+#include "network.hpp"
 
 namespace {
 
@@ -18,7 +18,7 @@ class PainnPairs {
   public:
     static constexpr int SENDER = (KINDS == 3 ? 5 : 2) * PARTS<Z>, RECEIVER = 4 * PARTS<N>;
 
-    PainnPairs(const EngineArguments<T>& a, const Motion<N>& pairs, const T* panels, int64_t panel)
+    PainnPairs(const NetworkArguments<T>& a, const Motion<N>& pairs, const T* panels, int64_t panel)
         : a_(a), pairs_(pairs), panels_(panels), panel_(panel) {}
 
     // Adds the messages to the features of the receivers.
@@ -161,7 +161,7 @@ class PainnPairs {
             for (int x = 0; x < 3; ++x) by_z.accumulate_at(2 + x, f, w[2], m[x]);
     }
 
-    const EngineArguments<T>& a_;
+    const NetworkArguments<T>& a_;
     const Motion<N>& pairs_;
     const T* panels_;
     const int64_t panel_;

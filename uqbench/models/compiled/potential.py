@@ -12,7 +12,7 @@ from uqbench.data.graph import Batch
 from uqbench.models.blocks import require_apart
 from uqbench.models.compiled.choice import compiled
 from uqbench.models.compiled.computation import Computation, Fingerprint
-from uqbench.models.compiled.engine import Engine, EngineOutput, Sizes, differentiable
+from uqbench.models.compiled.network import CompiledNetwork, NetworkOutput, Sizes, differentiable
 from uqbench.models.compiled.verification import Verification, gradient_error, relative_error
 from uqbench.models.potential import Output, Potential, per_volume
 
@@ -37,7 +37,7 @@ def compile(potential: Potential) -> Potential:
 
 
 class CompiledPotential(Potential):
-    """A potential that is evaluated by an `Engine` once this was verified, and by autograd else.
+    """A potential that is evaluated by an `CompiledNetwork` once this was verified, and by autograd else.
 
     Args:
         potential: the plain one, whose parameters, buffers and submodules become those of this one too.
@@ -51,17 +51,17 @@ class CompiledPotential(Potential):
 
     def forward(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Output:
         """Evaluate a batch, as `Potential` does."""
-        engine = None if create_graph and stress else self._engine(batch, gradient=create_graph)
-        result = None if engine is None else engine(batch, virials=stress)
+        network = None if create_graph and stress else self._network(batch, gradient=create_graph)
+        result = None if network is None else network(batch, virials=stress)
         if result is None:
             return super().forward(batch, create_graph=create_graph, stress=stress)
         require_apart(result.closest)
-        output = self._differentiable(engine, result, batch) if create_graph else self._output(result, batch)
-        if (_gradients if output.forces.requires_grad else _results).passed(engine):
+        output = self._differentiable(network, result, batch) if create_graph else self._output(result, batch)
+        if (_gradients if output.forces.requires_grad else _results).passed(network):
             return output
-        return self._verified(engine, batch, output, super().forward(batch, create_graph=create_graph, stress=stress))
+        return self._verified(network, batch, output, super().forward(batch, create_graph=create_graph, stress=stress))
 
-    def _engine(self, batch: Batch, *, gradient: bool = False) -> Engine | None:
+    def _network(self, batch: Batch, *, gradient: bool = False) -> CompiledNetwork | None:
         """Return the network with its present weights as compiled code; None where that is not to be had."""
         library = compiled(batch.positions)
         if self._computation is None:
@@ -73,12 +73,12 @@ class CompiledPotential(Potential):
             if self.scale.dtype != batch.positions.dtype:
                 return None
             self._compiled = Fingerprint(self), self._compile(library)
-        engine = self._compiled[1]
-        if engine.dtype != batch.positions.dtype or _results.failed(engine):
+        network = self._compiled[1]
+        if network.dtype != batch.positions.dtype or _results.failed(network):
             return None
-        return None if gradient and (not engine.differentiable or _gradients.failed(engine)) else engine
+        return None if gradient and (not network.differentiable or _gradients.failed(network)) else network
 
-    def _compile(self, library: ctypes.CDLL) -> Engine:
+    def _compile(self, library: ctypes.CDLL) -> CompiledNetwork:
         backbone, (energy, *others) = self.backbone, self.heads.values()
         sizes = Sizes(
             channels=backbone.features,
@@ -91,9 +91,9 @@ class CompiledPotential(Potential):
         )
         weights = [*backbone.weights(), *(weight for head in self.heads.values() for weight in head.weights())]
         constants = {"species_of_element": self.species_of_element, "references": self.references}
-        return Engine(library, sizes, self.members, weights, scale=float(self.scale), **constants)
+        return CompiledNetwork(library, sizes, self.members, weights, scale=float(self.scale), **constants)
 
-    def _output(self, result: EngineOutput, batch: Batch) -> Output:
+    def _output(self, result: NetworkOutput, batch: Batch) -> Output:
         stresses = None if result.virials is None else per_volume(result.virials, batch)
         names = [name for name in self.heads if name != "energy"] if result.heads else ()
         heads = dict(zip(names, result.heads, strict=True))
@@ -103,7 +103,7 @@ class CompiledPotential(Potential):
         stresses = None if stresses is None else stresses[0]
         return Output(result.energy[0], result.forces[0], result.latents[0], heads, stresses)
 
-    def _differentiable(self, engine: Engine, result: EngineOutput, batch: Batch) -> Output:
+    def _differentiable(self, network: CompiledNetwork, result: NetworkOutput, batch: Batch) -> Output:
         """Return the compiled network's result as a function of positions and parameters."""
 
         def again(positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,12 +112,12 @@ class CompiledPotential(Potential):
             return results if self.members is not None else tuple(result.unsqueeze(0) for result in results)
 
         weights = [*self.backbone.weights(), *self.heads["energy"].weights()]
-        results = differentiable(engine, result, batch, weights, again)
+        results = differentiable(network, result, batch, weights, again)
         energy, forces, latents = results if self.members is not None else (one[0] for one in results)
         heads = {name: head(latents) for name, head in self.heads.items() if name != "energy"}
         return Output(energy, forces, latents, heads)
 
-    def _verified(self, engine: Engine, batch: Batch, output: Output, expected: Output) -> Output:
+    def _verified(self, network: CompiledNetwork, batch: Batch, output: Output, expected: Output) -> Output:
         """Return the compiled network's output, or autograd's where the two differ; either way it is remembered."""
         forces = float(expected.forces.detach().abs().max()) + float(self.scale)
         others = [expected.latents, *expected.heads.values()]
@@ -126,12 +126,12 @@ class CompiledPotential(Potential):
             [expected.forces, expected.energy, *others],
             [forces, forces * len(batch.numbers), *(1 + float(other.detach().abs().max()) for other in others)],
         )
-        passed = _results.check(engine, error)
+        passed = _results.check(network, error)
         if passed and output.forces.requires_grad:
             results = [(one.energy, one.forces, one.latents) for one in (output, expected)]
             weights = self.backbone.parameters(), self.heads["energy"].parameters()
             inputs = [x for x in (batch.positions, *chain(*weights)) if x.requires_grad]
-            passed = _gradients.check(engine, gradient_error(*results, inputs))
+            passed = _gradients.check(network, gradient_error(*results, inputs))
         # The compiled one also this first time, or else the bits would depend on what ran before.
         return output if passed else expected
 
@@ -145,7 +145,7 @@ class CompiledPotential(Potential):
         return super().train(mode)
 
     def _forget(self) -> None:
-        self._compiled: tuple[Fingerprint, Engine] | None = None
+        self._compiled: tuple[Fingerprint, CompiledNetwork] | None = None
         self._computation: Computation | None = None
 
     def __getstate__(self) -> dict:

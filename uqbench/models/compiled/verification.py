@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uqbench.models.compiled.engine import Engine
 from uqbench.models.compiled.multilinear import Form, Tensors
+from uqbench.models.compiled.network import CompiledNetwork
 from uqbench.models.compiled.pairs import Pairs
 
 log = logging.getLogger(__name__)
@@ -34,30 +34,30 @@ class Verification:
         self._passed: dict[torch.dtype, set[int]] = defaultdict(set)
         self._failed: dict[torch.dtype, set[int]] = defaultdict(set)
 
-    def passed(self, engine: Engine) -> bool:
+    def passed(self, network: CompiledNetwork) -> bool:
         """Return whether a network like this one agreed."""
-        return engine.key in self._passed[engine.dtype]
+        return network.key in self._passed[network.dtype]
 
-    def failed(self, engine: Engine) -> bool:
+    def failed(self, network: CompiledNetwork) -> bool:
         """Return whether a network like this one disagreed."""
-        return engine.key in self._failed[engine.dtype]
+        return network.key in self._failed[network.dtype]
 
-    def add(self, engine: Engine) -> None:
+    def add(self, network: CompiledNetwork) -> None:
         """Let networks like this one pass."""
-        self._passed[engine.dtype].add(engine.key)
+        self._passed[network.dtype].add(network.key)
 
-    def check(self, engine: Engine, error: float) -> bool:
+    def check(self, network: CompiledNetwork, error: float) -> bool:
         """Return whether a network with this relative error passes, and remember it; say so if it fails.
 
         An error that is not finite fails, but is not remembered: autograd's own numbers may not have been finite.
         """
-        if error < TOLERANCE[engine.dtype]:
-            self.add(engine)
+        if error < TOLERANCE[network.dtype]:
+            self.add(network)
             return True
         if np.isfinite(error):
             line = "%s in torch, which is slower: %s of the compiled network are off by %.1g; please report this"
-            log.warning(line, engine.sizes.kind, self.what, error)
-            self._failed[engine.dtype].add(engine.key)
+            log.warning(line, network.sizes.kind, self.what, error)
+            self._failed[network.dtype].add(network.key)
         return False
 
 

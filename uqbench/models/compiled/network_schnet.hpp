@@ -1,8 +1,8 @@
-// SchNet for `Engine`: the network of models/schnet.py and its derivatives.
+// SchNet for `CompiledNetwork`: the network of models/schnet.py and its derivatives.
 
 #pragma once
 
-#include "engine.hpp"
+#include "network.hpp"
 
 namespace {
 
@@ -18,13 +18,13 @@ struct SchnetWeights {
     std::vector<Layer> layers;
     Heads<T> heads;
 
-    static int64_t count(const EngineArguments<T>& a) { return 1 + 9 * a.layers + 4 * (1 + a.heads); }
+    static int64_t count(const NetworkArguments<T>& a) { return 1 + 9 * a.layers + 4 * (1 + a.heads); }
 
-    SchnetWeights(const EngineArguments<T>& a, Layout<T>& layout)
+    SchnetWeights(const NetworkArguments<T>& a, Layout<T>& layout)
         : embedding(layout.table(layout.next(a.species, a.channels))), layers(read(a, layout)), heads(a, layout) {}
 
   private:
-    static std::vector<Layer> read(const EngineArguments<T>& a, Layout<T>& layout) {
+    static std::vector<Layer> read(const NetworkArguments<T>& a, Layout<T>& layout) {
         std::vector<Layer> layers;
         const int64_t f = a.channels;
         for (int64_t k = 0; k < a.layers; ++k) {
@@ -40,8 +40,8 @@ struct SchnetWeights {
 };
 
 template <typename N>
-class SchnetEngine : Engine<N, SchnetWeights<Real<N>>> {
-    using Base = Engine<N, SchnetWeights<Real<N>>>;
+class SchnetNetwork : CompiledNetwork<N, SchnetWeights<Real<N>>> {
+    using Base = CompiledNetwork<N, SchnetWeights<Real<N>>>;
     using typename Base::T, typename Base::V;
     using Base::a_, Base::act_, Base::blocks_, Base::by_weight, Base::by_weights_, Base::each, Base::each_atom, Base::f_,
         Base::fp_, Base::kept, Base::n_, Base::numbers, Base::of_pairs, Base::pairs_, Base::place, Base::scratch_,

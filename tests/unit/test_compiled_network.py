@@ -12,7 +12,7 @@ from uqbench.data.graph import GraphSet
 from uqbench.errors import ConfigError, DataError
 from uqbench.models import compiled
 from uqbench.models.blocks import MLP, Initialiser
-from uqbench.models.compiled import choice, engine, potential
+from uqbench.models.compiled import choice, network, potential
 from uqbench.models.compiled.potential import CompiledPotential, compile
 from uqbench.models.compiled.verification import Verification
 from uqbench.models.normalisation import Normalisation
@@ -62,11 +62,11 @@ def build(kind, ethanol, members=None, *, features=24, layers=3, basis="bessel",
 def outputs(model, batch, *, stress=False):
     """What the compiled network and what autograd give; the former counts as verified."""
     compiled.use("native")
-    compiled_network = model._engine(batch)
+    compiled_network = model._network(batch)
     potential._results.add(compiled_network)
     found = model(batch, stress=stress)
     compiled.use("torch")
-    assert model._engine(batch) is None
+    assert model._network(batch) is None
     return found, model(batch, stress=stress)
 
 
@@ -179,7 +179,7 @@ def test_whatever_changes_counts(change, ethanol):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
     before, _ = outputs(model, batch)
-    assert (compiled.use("native"), model._engine(batch))[1] is model._engine(batch)
+    assert (compiled.use("native"), model._network(batch))[1] is model._network(batch)
     change(model)
     found, expected = outputs(model, batch)
     equal(found, expected, 1e-12)
@@ -211,7 +211,7 @@ def test_a_compiled_network_that_is_off_is_not_used(what, ethanol, monkeypatch, 
     compiled.use("torch")
     expected = model(batch)
     compiled.use("native")
-    exact = engine.Engine.__call__
+    exact = network.CompiledNetwork.__call__
 
     def off(self, batch, *, virials):
         found = exact(self, batch, virials=virials)
@@ -220,7 +220,7 @@ def test_a_compiled_network_that_is_off_is_not_used(what, ethanol, monkeypatch, 
         return dataclasses.replace(found, **{what: values})
 
     monkeypatch.setattr(potential, "_results", Verification("results"))
-    monkeypatch.setattr(engine.Engine, "__call__", off)
+    monkeypatch.setattr(network.CompiledNetwork, "__call__", off)
     for _ in range(2):
         equal(model(batch), expected, 1e-12)
     assert len(caplog.messages) == 1 and "painn in torch" in caplog.text and "off by" in caplog.text
@@ -272,7 +272,7 @@ def test_a_network_of_the_same_sizes_that_computes_something_else_is_not_taken_f
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     plain, other = (build("painn", ethanol).double().train(training) for _ in range(2))
     verified_gradients(plain, batch)
-    assert other._engine(batch) is not None, "the plain network is compiled"
+    assert other._network(batch) is not None, "the plain network is compiled"
     change(other.train(training))
     torch.manual_seed(0)
     found = other(batch, create_graph=training)
@@ -282,14 +282,14 @@ def test_a_network_of_the_same_sizes_that_computes_something_else_is_not_taken_f
     assert not torch.allclose(expected.energy, plain(batch).energy, rtol=1e-9) or change is another_child
     torch.testing.assert_close(found.forces, expected.forces, rtol=1e-9, atol=1e-9)
     compiled.use("native")
-    assert other._engine(batch) is None
+    assert other._network(batch) is None
 
 
 def test_networks_that_differ_in_a_flag_alone_are_verified_apart(ethanol):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     first, second, third = (build("painn", ethanol).double() for _ in range(3))
     second.backbone.basis.cutoff = 3.9  # of the envelope alone, which no size tells
-    keys = [model._engine(batch).key for model in (first, second, third)]
+    keys = [model._network(batch).key for model in (first, second, third)]
     assert keys[0] == keys[2] != keys[1]
 
 
@@ -339,7 +339,7 @@ def gradients(model, batch, mode, *, order=1):
 
 def verified_gradients(model, batch):
     compiled.use("native")
-    compiled_network = model._engine(batch, gradient=True)
+    compiled_network = model._network(batch, gradient=True)
     assert compiled_network is not None
     potential._gradients.add(compiled_network)
 
@@ -448,7 +448,7 @@ def test_threads_do_not_change_a_bit_of_the_gradient(kind, ethanol):
 def test_a_compiled_gradient_that_is_off_is_not_used(ethanol, monkeypatch, caplog):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
-    expected, exact = gradients(model, batch, "torch"), engine.Engine.gradient
+    expected, exact = gradients(model, batch, "torch"), network.CompiledNetwork.gradient
 
     def off(self, *arguments, **keywords):
         by_positions, by_weights = exact(self, *arguments, **keywords)
@@ -456,12 +456,12 @@ def test_a_compiled_gradient_that_is_off_is_not_used(ethanol, monkeypatch, caplo
 
     for name, what in (("_results", "results"), ("_gradients", "gradients")):
         monkeypatch.setattr(potential, name, Verification(what))
-    monkeypatch.setattr(engine.Engine, "gradient", off)
+    monkeypatch.setattr(network.CompiledNetwork, "gradient", off)
     for _ in range(2):
         same(gradients(model, batch, "native"), expected, 1e-11)
     assert len(caplog.messages) == 1 and "gradients of the compiled network are off by" in caplog.text
     # Its results are not off.
-    assert model._engine(batch) is not None
+    assert model._network(batch) is not None
 
 
 def test_a_compiled_gradient_is_used_once_it_is_verified(ethanol, monkeypatch):
@@ -485,10 +485,10 @@ def test_weights_that_change_before_the_gradient_are_an_error(ethanol):
 
 
 def test_gradients_of_other_networks_are_left_to_autograd(ethanol, monkeypatch):
-    monkeypatch.setattr(engine, "DIFFERENTIABLE", ("painn",))
+    monkeypatch.setattr(network, "DIFFERENTIABLE", ("painn",))
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("schnet", ethanol).double()
-    assert model._engine(batch) is not None and model._engine(batch, gradient=True) is None
+    assert model._network(batch) is not None and model._network(batch, gradient=True) is None
     assert model(batch, create_graph=True).forces.requires_grad
 
 

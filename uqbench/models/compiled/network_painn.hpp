@@ -1,4 +1,4 @@
-// PaiNN for `Engine`: the network of models/painn.py and its derivatives.
+// PaiNN for `CompiledNetwork`: the network of models/painn.py and its derivatives.
 
 #pragma once
 
@@ -20,13 +20,13 @@ struct PainnWeights {
     std::vector<Layer> layers;
     Heads<T> heads;
 
-    static int64_t count(const EngineArguments<T>& a) { return 1 + 11 * a.layers + 4 * (1 + a.heads); }
+    static int64_t count(const NetworkArguments<T>& a) { return 1 + 11 * a.layers + 4 * (1 + a.heads); }
 
-    PainnWeights(const EngineArguments<T>& a, Layout<T>& layout)
+    PainnWeights(const NetworkArguments<T>& a, Layout<T>& layout)
         : embedding(layout.table(layout.next(a.species, a.channels))), layers(read(a, layout)), heads(a, layout) {}
 
   private:
-    static std::vector<Layer> read(const EngineArguments<T>& a, Layout<T>& layout) {
+    static std::vector<Layer> read(const NetworkArguments<T>& a, Layout<T>& layout) {
         std::vector<Layer> layers;
         const int64_t f = a.channels;
         for (int64_t k = 0; k < a.layers; ++k) {
@@ -48,8 +48,8 @@ struct PainnWeights {
 };
 
 template <typename N>
-class PainnEngine : Engine<N, PainnWeights<Real<N>>> {
-    using Base = Engine<N, PainnWeights<Real<N>>>;
+class PainnNetwork : CompiledNetwork<N, PainnWeights<Real<N>>> {
+    using Base = CompiledNetwork<N, PainnWeights<Real<N>>>;
     using typename Base::T, typename Base::V;
     using Base::a_, Base::act_, Base::blocks_, Base::by_weight, Base::by_weights_, Base::each, Base::each_atom, Base::f_,
         Base::fp_, Base::kept, Base::n_, Base::numbers, Base::of_pairs, Base::pairs_, Base::place, Base::scratch_,

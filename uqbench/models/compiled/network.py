@@ -1,4 +1,4 @@
-"""Energies, forces and latents of a whole network in compiled code, without autograd (`engine.cpp`).
+"""Energies, forces and latents of a whole network in compiled code, without autograd (`network.cpp`).
 
 `differentiable` makes of it one function of the weights and the positions that autograd goes through.
 """
@@ -22,8 +22,8 @@ ACTIVATIONS = ("silu", "shifted_softplus")
 DIFFERENTIABLE = ("painn", "schnet")  # kinds of networks with a compiled gradient
 
 
-class EngineArguments(ctypes.Structure):
-    """`EngineArguments` of the C code."""
+class NetworkArguments(ctypes.Structure):
+    """`NetworkArguments` of the C code."""
 
     _fields_ = [
         *((k, c_int64) for k in ("atoms", "pairs", "systems", "members", "species", "channels", "layers", "radial")),
@@ -66,7 +66,7 @@ class Sizes:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EngineOutput:
+class NetworkOutput:
     """What a network computes for a batch, with the member axis M.
 
     Attributes:
@@ -90,7 +90,7 @@ class EngineOutput:
 _keys: dict[Sizes, int] = {}
 
 
-class Engine:
+class CompiledNetwork:
     """A network with fixed weights, ready to be evaluated.
 
     Args:
@@ -116,15 +116,15 @@ class Engine:
     ) -> None:
         self.sizes, self.dtype = sizes, weights[0].dtype
         self.key = _keys.setdefault(sizes, len(_keys))
-        self._call = entry(library, f"engine_{sizes.kind}", self.dtype, EngineArguments)
+        self._call = entry(library, f"network_{sizes.kind}", self.dtype, NetworkArguments)
         self._gradient = None
         if sizes.kind in DIFFERENTIABLE:
-            self._gradient = entry(library, f"gradient_{sizes.kind}", self.dtype, EngineArguments)
+            self._gradient = entry(library, f"gradient_{sizes.kind}", self.dtype, NetworkArguments)
         self._members = members or 1
         self._channels = (c_int64 * len(sizes.heads))(*sizes.heads)
         constants = {"species_of_element": species_of_element, "references": references}
         self._constants = {name: tensor.contiguous() for name, tensor in constants.items()}
-        self._fixed = EngineArguments(
+        self._fixed = NetworkArguments(
             members=self._members,
             species=len(references),
             heads=len(sizes.heads),
@@ -137,7 +137,7 @@ class Engine:
             **{name: tensor.data_ptr() for name, tensor in self._constants.items()},
             **{key: getattr(sizes, key) for key in ("channels", "layers", "radial", "hidden", "cutoff")},
         )
-        self._lay_out(entry(library, f"layout_{sizes.kind}", self.dtype, EngineArguments), weights)
+        self._lay_out(entry(library, f"layout_{sizes.kind}", self.dtype, NetworkArguments), weights)
 
     def _lay_out(self, call: ctypes._CFuncPtr, weights: Sequence[Tensor]) -> None:
         """Copy the weights to where and as the C code reads them."""
@@ -154,8 +154,8 @@ class Engine:
         call(fixed)
         fixed.raw = None
 
-    def __call__(self, batch: Batch, *, virials: bool) -> EngineOutput | None:
-        """Evaluate a batch on the CPU, in this engine's dtype; None where it has an element without a species."""
+    def __call__(self, batch: Batch, *, virials: bool) -> NetworkOutput | None:
+        """Evaluate a batch on the CPU, in this network's dtype; None where it has an element without a species."""
         arguments, alive = self._arguments(batch)
         members, dtype, atoms = self._members, self.dtype, arguments.atoms
         energy = torch.empty(members, len(batch), dtype=torch.float64)
@@ -172,7 +172,7 @@ class Engine:
         del alive
         if arguments.unknown:
             return None
-        return EngineOutput(energy, latents, forces, heads, strained, arguments.closest)
+        return NetworkOutput(energy, latents, forces, heads, strained, arguments.closest)
 
     def gradient(
         self,
@@ -187,7 +187,7 @@ class Engine:
         Args:
             batch: as it was evaluated.
             cotangents: g of energy (M, S), forces (M, N, 3) and latents (M, N, F); None for zero.
-            weights: as given to this engine, without those of heads other than the energy's; None for those whose
+            weights: as given to this network, without those of heads other than the energy's; None for those whose
                 derivative is not wanted.
             positions: whether the derivative by them is wanted.
 
@@ -222,11 +222,11 @@ class Engine:
         """Whether there is a gradient."""
         return self._gradient is not None
 
-    def _arguments(self, batch: Batch) -> tuple[EngineArguments, list[Tensor]]:
+    def _arguments(self, batch: Batch) -> tuple[NetworkArguments, list[Tensor]]:
         """Return the arguments that follow from a batch, and tensors that must live as long as they are used."""
         # This is called every millisecond: each line is a microsecond. The structure is a copy, as the C code runs
         # without the interpreter's lock.
-        arguments, dtype = EngineArguments.from_buffer_copy(self._fixed), self.dtype
+        arguments, dtype = NetworkArguments.from_buffer_copy(self._fixed), self.dtype
         positions, shifts = _ready(batch.positions, dtype), _ready(batch.shifts, dtype)
         first, second = _ready(batch.first, torch.int64), _ready(batch.second, torch.int64)
         numbers, system = _ready(batch.numbers, torch.int64), _ready(batch.system, torch.int64)
@@ -246,26 +246,30 @@ Results = tuple[Tensor, Tensor, Tensor]
 
 
 def differentiable(
-    engine: Engine, result: EngineOutput, batch: Batch, weights: list[Tensor], again: Callable[[Tensor], Results]
+    network: CompiledNetwork,
+    result: NetworkOutput,
+    batch: Batch,
+    weights: list[Tensor],
+    again: Callable[[Tensor], Results],
 ) -> Results:
     """Return energy, forces and latents of `result` as a function of positions and weights.
 
-    The first derivatives are the engine's; those of higher order are autograd's.
+    The first derivatives are the network's; those of higher order are autograd's.
 
     Args:
-        engine: one with a gradient.
+        network: one with a gradient.
         result: its output for the batch.
         batch: the positions may require a gradient.
-        weights: as given to the engine, without those of heads other than the energy's.
+        weights: as given to the network, without those of heads other than the energy's.
         again: (positions) -> the same results in terms that autograd knows, for the weights as they are.
     """
-    return _EngineFunction.apply(engine, result, batch, again, batch.positions, *weights)
+    return _NetworkFunction.apply(network, result, batch, again, batch.positions, *weights)
 
 
-class _EngineFunction(Function):
+class _NetworkFunction(Function):
     @staticmethod
-    def forward(ctx, engine, result, batch, again, positions, *weights):
-        ctx.engine, ctx.batch, ctx.again = engine, batch, again
+    def forward(ctx, network, result, batch, again, positions, *weights):
+        ctx.network, ctx.batch, ctx.again = network, batch, again
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(positions, *weights)
         return result.energy, result.forces, result.latents
@@ -277,7 +281,7 @@ class _EngineFunction(Function):
             return (None,) * (4 + len(inputs))
         if not torch.is_grad_enabled():
             weights = [w if need else None for w, need in zip(inputs[1:], needs[1:], strict=True)]
-            by_positions, by_weights = ctx.engine.gradient(ctx.batch, cotangents, weights, positions=needs[0])
+            by_positions, by_weights = ctx.network.gradient(ctx.batch, cotangents, weights, positions=needs[0])
             return None, None, None, None, by_positions, *by_weights
         pairs = [(r, g) for r, g in zip(ctx.again(inputs[0]), cotangents, strict=True) if g is not None]
         wanted = [x for x, need in zip(inputs, needs, strict=True) if need]

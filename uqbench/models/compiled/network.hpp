@@ -7,7 +7,7 @@
 namespace {
 
 template <typename T>
-struct EngineArguments {
+struct NetworkArguments {
     int64_t atoms, pairs, systems, members, species, channels, layers, radial, hidden, heads, elements, threads;
     int64_t basis, activation, head_activation;
     double cutoff, scale;                                   // scale: of the energy
@@ -38,7 +38,7 @@ struct Heads {
     Mlp<T> energy;
     std::vector<Further> further;
 
-    Heads(const EngineArguments<T>& a, Layout<T>& layout)
+    Heads(const NetworkArguments<T>& a, Layout<T>& layout)
         : energy(layout.mlp(a.channels, a.hidden, 1, 1, false, static_cast<T>(a.scale))) {
         for (int64_t k = 0; k < a.heads; ++k) {
             const Raw<T> in = layout.next(a.channels, a.hidden), in_bias = layout.next(1, a.hidden);
@@ -65,7 +65,7 @@ struct Motion : Pairs<Real<N>> {
     using T = Real<N>;
     T *rate = nullptr, *turn = nullptr;  // of the lengths (P,) and directions (P, 3), for dual numbers
 
-    Motion(const EngineArguments<T>& a, const Pairs<T>& pairs, int64_t member, Scratch<T>& scratch) : Pairs<T>(pairs) {
+    Motion(const NetworkArguments<T>& a, const Pairs<T>& pairs, int64_t member, Scratch<T>& scratch) : Pairs<T>(pairs) {
         if (!IS_DUAL<N>) return;
         rate = scratch.zeros(a.pairs), turn = scratch.zeros(3 * a.pairs);
         if (!a.g_forces) return;
@@ -103,13 +103,13 @@ struct Motion : Pairs<Real<N>> {
 // Between the messages and the layers, features are cut into blocks of WIDTH channels, (blocks, N, kinds, WIDTH): a
 // message reads and writes the rows of one block only, which lie close together and belong to one thread.
 template <typename N, typename Weights>
-class Engine {
+class CompiledNetwork {
   protected:
     using T = Real<N>;
     using V = Many<N>;
 
   public:
-    Engine(const EngineArguments<T>& a, const Pairs<T>& pairs, const int64_t* species, int64_t member, int threads)
+    CompiledNetwork(const NetworkArguments<T>& a, const Pairs<T>& pairs, const int64_t* species, int64_t member, int threads)
         : a_(a), pairs_(a, pairs, member, scratch_), species_(species), member_(member), threads_(threads), n_(a.atoms),
           f_(a.channels), fp_(padded<T>(a.channels)), blocks_(fp_ / WIDTH<T>), act_(static_cast<Activation>(a.activation)),
           by_weights_(IS_DUAL<N> && a.by_weights ? a.by_weights + member * Weights::count(a) : nullptr), weights_(read(a, member)) {}
@@ -247,7 +247,7 @@ class Engine {
         });
     }
 
-    const EngineArguments<T>& a_;
+    const NetworkArguments<T>& a_;
     Scratch<T> scratch_;
     const Motion<N> pairs_;
     const int64_t* species_;
@@ -262,7 +262,7 @@ class Engine {
     T *head_a_ = kept(n_, padded<T>(a_.hidden)), *head_by_ = kept(n_, padded<T>(a_.hidden));
 
   private:
-    static Weights read(const EngineArguments<T>& a, int64_t member) {
+    static Weights read(const NetworkArguments<T>& a, int64_t member) {
         Layout<T> layout(a.weights + member * a.weights_of_member, nullptr);
         return Weights(a, layout);
     }
@@ -298,7 +298,7 @@ class Engine {
 
 // Sets the size of a member's weights and, where there is memory for them, lays out those of all members.
 template <typename T, typename Weights>
-void lay_out(EngineArguments<T>& a) {
+void lay_out(NetworkArguments<T>& a) {
     Layout<T> measure(nullptr, nullptr);
     Weights(a, measure);
     a.weights_of_member = measure.size();
@@ -316,7 +316,7 @@ struct Structure {
     Pairs<T> pairs = {};
 
     // Sets what `a` has to say about it; `species` stays empty where one is unknown.
-    Structure(EngineArguments<T>& a, bool enveloped, bool curved = false) {
+    Structure(NetworkArguments<T>& a, bool enveloped, bool curved = false) {
         for (int64_t i = 0; i < a.atoms; ++i) {
             const int64_t z = a.numbers[i], s = z < 0 || z >= a.elements ? -1 : a.species_of_element[z];
             if ((a.unknown = s < 0)) return;
@@ -346,7 +346,7 @@ void each_member(int64_t members, int64_t all_threads, Body body) {
 
 // Energies and forces with real numbers, and with dual ones their derivatives.
 template <typename N, template <typename> class Network>
-void evaluate(EngineArguments<Real<N>>& a) {
+void evaluate(NetworkArguments<Real<N>>& a) {
     const Structure<Real<N>> structure(a, Network<N>::enveloped, IS_DUAL<N> && a.by_positions);
     if (a.unknown) return;
     each_member(a.members, a.threads, [&](int64_t m, int threads) {
