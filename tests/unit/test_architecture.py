@@ -32,7 +32,7 @@ LAYERS = [
     {"inference"},
     {"md", "oracles"},
     {"evaluations"},
-    {"runs.experiment"},
+    {"runs.evaluation", "runs.experiment"},
     {"active", "report"},
     {"cli", "__main__"},
 ]

@@ -35,7 +35,8 @@ def npz(path, **changes):
 
 def ase_file(path, **changes):
     arguments = {"path": str(path), "data_root": None, "format": None, "index": ":", "deduplicate": True}
-    return AseFile(**(arguments | {"energy_key": "energy", "force_key": "forces"} | UNITS | SPLIT | changes))
+    labels = {"energy_key": "energy", "force_key": "forces", "missing": "refuse"}
+    return AseFile(**(arguments | labels | UNITS | SPLIT | changes))
 
 
 def nff(path, **changes):
@@ -174,7 +175,9 @@ def test_extxyz_without_forces(tmp_path, properties):
     columns = "" if properties.endswith("pos:R:3") else " 0 0 0"
     text = f'2\nProperties={properties} energy=-1.0 pbc="F F F"\nH 0 0 0{columns}\nH 0 0 0.74{columns}\n'
     (tmp_path / "h2.extxyz").write_text(text)
-    with pytest.raises(DataError, match="h2.extxyz: frame 0 has no forces: 'forces' is missing.*set the key") as caught:
+    with pytest.raises(
+        DataError, match="h2.extxyz: frame 0 has no forces: 'forces' is missing.*(set|did you mean) force_key"
+    ) as caught:
         ase_file(tmp_path / "h2.extxyz").load()
     assert "\n" not in str(caught.value)
 

@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from uqbench import config
 from uqbench.models import compiled
 from uqbench.report.learning import figures
-from uqbench.runs.experiment import Experiment, open_run
+from uqbench.runs.evaluation import open_run
+from uqbench.runs.experiment import Experiment
 from uqbench.runs.metrics_table import METRICS, title_of, write_metrics
 from uqbench.runs.run_dir import Run
 from uqbench.uq.base import require_family

@@ -1,4 +1,6 @@
-"""Names that classes had in earlier versions, as they stand in the configs of stored runs."""
+"""What the configs of stored runs say in other words than those of today: names of classes, keys that came later."""
+
+from typing import Any
 
 RENAMED = {
     "uqbench.active.attack.AdversarialAttack": "uqbench.active.acquisition.adversarial.AdversarialAttack",
@@ -24,6 +26,10 @@ RENAMED = {
     "uqbench.training.Training": "uqbench.training.settings.Training",
 }
 
+# Keys that came later, by dotted name, with what was done before there were any: with that value they change no result,
+# and no run's name.
+ADDED = {"calibration": {"_target_": "uqbench.uq.calibration.Affine"}, "dataset.missing": "refuse"}
+
 _FIRST = {now: before for before, now in RENAMED.items()}
 
 
@@ -35,3 +41,13 @@ def present_name(target: str) -> str:
 def first_name(target: str) -> str:
     """Return what the class of a `_target_` was called first: the name of a run must outlive that of a class."""
     return _FIRST.get(target, target)
+
+
+def is_as_before(name: str, value: Any) -> bool:
+    """Return whether a key of a dotted name, which came later, says what was done before it was there."""
+    return name in ADDED and value == ADDED[name]
+
+
+def added_argument(slot: str, name: str) -> Any:
+    """Return the value of an argument that a config of an earlier version lacks; KeyError where it never came later."""
+    return ADDED[f"{slot}.{name}"]

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from uqbench.config.names import plain
-from uqbench.config.renamed import first_name
+from uqbench.config.renamed import first_name, is_as_before
 
 # Keys that cannot change a result and so stay out of the digest; shell patterns on dotted names.
 UNDIGESTED = (
@@ -27,8 +27,6 @@ UNDIGESTED = (
     "hydra",
     "run",  # of evaluate: the path; the weights found there are part of the digest
 )
-# Keys that came later, with what was done before there were any: with that value they change no result, and no name.
-ADDED = {"calibration": {"_target_": "uqbench.uq.calibration.Affine"}}
 # Keys that stay out for one command alone.
 UNDIGESTED_OF = {"train": ("evaluations",)}  # of the finished model: runs of their own, with digests of their own
 
@@ -60,9 +58,7 @@ def settings(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
 
 def _own(content: dict[str, Any]) -> dict[str, Any]:
     others = UNDIGESTED_OF.get(content.get("command"), ())
-    return {
-        key: value for key, value in content.items() if key not in others and (key not in ADDED or value != ADDED[key])
-    }
+    return {key: value for key, value in content.items() if key not in others}
 
 
 # One pattern for all: reports read thousands of configs.
@@ -72,7 +68,8 @@ _undigested = re.compile("|".join(map(fnmatch.translate, UNDIGESTED))).match
 def _canonical(value: Any, path: str) -> Any:
     if isinstance(value, dict):
         named = [(str(key), f"{path}.{key}".lstrip("."), item) for key, item in value.items()]
-        return {key: _canonical(item, name) for key, name, item in named if not _undigested(name)}
+        counting = [entry for entry in named if not _undigested(entry[1]) and not is_as_before(*entry[1:])]
+        return {key: _canonical(item, name) for key, name, item in counting}
     if isinstance(value, list):
         return [_canonical(item, f"{path}[]") for item in value]
     if isinstance(value, str) and path.endswith("_target_"):

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from uqbench.config.annotations import describe, is_plain, matches, object_kind
 from uqbench.config.names import did_you_mean, entries, plain
-from uqbench.config.renamed import present_name
+from uqbench.config.renamed import ADDED, added_argument, present_name
 from uqbench.errors import ConfigError
 
 # Where the class of a `_target_` may come from. Only the environment adds to it: a config that could extend its own
@@ -138,6 +138,9 @@ def _construct(node: Any, path: str, extras: Mapping[str, Any]) -> Any:
         return OmegaConf.to_container(node, resolve=True) if isinstance(node, Container) else node
     target = locate(node._target_, f"{path}._target_")
     arguments = {str(key): _construct(node[key], f"{path}.{key}", {}) for key in node if key != "_target_"} | extras
+    for name in signature(target)[0].keys() - arguments:
+        with contextlib.suppress(KeyError):
+            arguments[name] = added_argument(_last(path), name)
     errors = _argument_errors(target, arguments, path, required=lambda _: True)
     if errors:
         raise ConfigError("\n".join(errors))
@@ -235,7 +238,9 @@ def _target_errors(node: DictConfig, path: str, kind: str | None, *, arguments: 
     if arguments:
         keys = {str(key): None for key in node if key != "_target_"}
         # Arguments that no YAML can express (tensors, other objects) are handed over in code, so build() checks them.
-        errors += _argument_errors(target, keys, path, required=lambda name: is_plain(hints.get(name, object)))
+        slot = _last(path)
+        plain_names = {name for name, kind in hints.items() if is_plain(kind) and f"{slot}.{name}" not in ADDED}
+        errors += _argument_errors(target, keys, path, required=plain_names.__contains__)
         errors += type_errors(node, hints, path) or _contradictions(node, target, path, errors)
     for name, child in _children(node, path):
         accepted = object_kind(hints.get(_last(name), Any))

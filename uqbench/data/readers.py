@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import logging
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_numbers
 
+from uqbench.data.checks import listed
 from uqbench.data.structures import Structures
 from uqbench.errors import DataError
 from uqbench.units import energy_factor
@@ -21,6 +25,9 @@ from uqbench.units import energy_factor
 CLASSES = ("nff.data.dataset.Dataset", "uq.data.dataset.Dataset")
 NEEDED = ("nxyz", "energy", "energy_grad")
 PATIENCE = 1000  # lines beyond the end of a file
+ISOTOPES = ("D", "T")
+
+log = logging.getLogger(__name__)
 
 
 class _Stub:
@@ -67,19 +74,41 @@ def ase_frames(
     import ase.io
     from ase.io.formats import filetype, get_ioformat, open_with_compression
 
-    try:
+    def read() -> Any:
         kind = get_ioformat(format or filetype(str(path)))
         if kind.acceptsfd and not kind.isbinary:
             with _Ending(open_with_compression(str(path), "rb")) as file:
-                frames = ase.io.read(file, index=index, format=kind.name)
-        else:
-            frames = ase.io.read(path, index=index, format=kind.name)
+                return ase.io.read(file, index=index, format=kind.name)
+        return ase.io.read(path, index=index, format=kind.name)
+
+    try:
+        try:
+            frames = read()
+        except KeyError as error:
+            if error.args[0] not in ISOTOPES:
+                raise
+            log.warning("%s: D and T are read as hydrogen", path)
+            with _isotopes():
+                frames = read()
     except Exception as error:  # ASE's readers raise whatever their parsing stumbles over
+        if isinstance(error, KeyError) and re.fullmatch(r"[A-Za-z]{1,3}", str(error.args[0])):
+            raise DataError(f"{path}: unknown element '{error.args[0]}'; {remedy}") from None
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{path}: ASE cannot read it as {format or 'the format that its name suggests'} ({reason}); {remedy}"
         ) from error
     return [frames] if isinstance(frames, Atoms) else list(frames)
+
+
+@contextlib.contextmanager
+def _isotopes() -> Iterator[None]:
+    """Let ASE's readers take the isotopes of hydrogen for hydrogen."""
+    atomic_numbers.update(dict.fromkeys(ISOTOPES, 1))
+    try:
+        yield
+    finally:
+        for symbol in ISOTOPES:
+            del atomic_numbers[symbol]
 
 
 class _Ending(io.TextIOWrapper):
@@ -108,14 +137,56 @@ def labelled_frames(
     length: float,
     energy: float,
     force: float,
+    missing: Literal["refuse", "drop"] = "refuse",
 ) -> Structures:
-    """Pack ASE frames with the labels under some keys, see `Structures.from_atoms`; factors to Å, eV and eV/Å."""
+    """Pack ASE frames with the labels under some keys, see `Structures.from_atoms`; factors to Å, eV and eV/Å.
+
+    missing: whether frames without a label are an error or left out, as long as others have them.
+    """
     for atoms in frames:
         # Lengths come first: the check for overlapping atoms needs Å.
         atoms.set_cell(atoms.cell[:] * length, scale_atoms=False)
         atoms.set_positions(atoms.positions * length, apply_constraint=False)
-    packed = Structures.from_atoms(frames, origin=str(path), energy_key=energy_key, force_key=force_key)
+    keys = {"energy_key": energy_key, "force_key": force_key}
+    packed = _complete(Structures.from_atoms(frames, origin=str(path), labels="some", **keys), missing)
+    if packed is None:
+        packed = Structures.from_atoms(frames, origin=str(path), **keys)
+    if len(frames) > 1 and np.ptp(packed.energies) == 0:
+        varying = _varying(frames)
+        if varying:
+            log.warning("%s: keys whose numbers differ from frame to frame: %s", path, ", ".join(varying))
     return dataclasses.replace(packed, energies=packed.energies * energy, forces=packed.forces * force)
+
+
+def _complete(structures: Structures, missing: Literal["refuse", "drop"]) -> Structures | None:
+    """The frames that have all labels; None where not one has them. Raises DataError where others are to be refused."""
+    labelled = {"energy": structures.has_energies, "forces": structures.has_forces}
+    both = labelled["energy"] & labelled["forces"]
+    if not both.any():
+        return None
+    if both.all():
+        return structures
+    what = ", ".join(f"{np.sum(~there)} without {name}" for name, there in labelled.items() if not there.all())
+    frames = listed(structures.ids[~both])
+    if missing == "refuse":
+        raise DataError(
+            f"{structures.origin}: {np.sum(~both)} of {len(both)} frames lack a label ({what}: frames {frames}); "
+            "dataset.missing=drop leaves them out"
+        )
+    log.warning("%s: left out %d of %d frames (%s: frames %s)", structures.origin, sum(~both), len(both), what, frames)
+    return structures[both]
+
+
+def _varying(frames: Sequence[Atoms]) -> list[str]:
+    """The keys of `info` and of results that hold one number in each frame, and not always the same."""
+    stores = [atoms.info | (atoms.calc.results if atoms.calc is not None else {}) for atoms in frames]
+    keys = set(stores[0]).intersection(*stores[1:])
+    numbers = {key: [store[key] for store in stores] for key in keys}
+    return sorted(
+        str(key)
+        for key, values in numbers.items()
+        if all(isinstance(value, int | float | np.number) for value in values) and len(set(map(float, values))) > 1
+    )
 
 
 def _pack(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal, Self
 
@@ -24,6 +25,7 @@ MIN_DISTANCE = 0.3
 # Geometries whose interatomic distances agree to this (Å) count as the same: far below any step of MD, above the
 # rounding of printed coordinates and of rotated copies.
 DUPLICATE_TOLERANCE = 1e-4
+USUAL_NAMES = {"energy": r"energ|^e$", "forces": r"forc|^f$|grad"}  # of the keys of labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -365,8 +367,13 @@ def _label(store, results, key, name, shape, where, needed):
         return None
     else:
         wanted = f"'{key}'" if key is not None else f"a calculator result '{name}'"
-        known = ", ".join(sorted(map(str, [*store, *results]))) or "none"
-        raise DataError(f"{where} has no {name}: {wanted} is missing (keys there: {known}); set the key in the config")
+        there = sorted(map(str, [*store, *results]))
+        usual = [key for key in there if re.search(USUAL_NAMES[name], key, re.IGNORECASE)]
+        setting = f"{name.removesuffix('s')}_key"
+        advice = f"did you mean {setting}={usual[0]}?" if usual else f"set {setting} in the config"
+        raise DataError(
+            f"{where} has no {name}: {wanted} is missing (keys there: {', '.join(there) or 'none'}); {advice}"
+        )
     try:
         value = np.asarray(value, np.float64)
     except (TypeError, ValueError):

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from uqbench.data.checks import label_warnings, scorable
 from uqbench.data.distributions import Description, describe
 from uqbench.data.structures import Splits, Structures, duplicates_across
 from uqbench.errors import ConfigError
@@ -38,6 +39,8 @@ def show(structures: Structures, splits: Splits, subset: str, figure: str | None
         if figure is not None:
             write_figure(figure, described, subset)
             console.print(f"figure  {printable(figure)}", soft_wrap=True)
+    for line in [*label_warnings(structures), *scorable(structures, splits)[1]]:
+        console.print(f"warning: {printable(line)}", soft_wrap=True)
     shared = duplicates_across(structures, splits)
     if shared:
         name, frame, other, copy = shared[0]

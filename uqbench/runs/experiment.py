@@ -7,13 +7,21 @@ import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from uqbench import config
 from uqbench.config import did_you_mean
 from uqbench.data.sources import OUT_OF_DOMAIN
 from uqbench.errors import ConfigError, DataError, LockedError
 from uqbench.runs import metrics_table, run_dir
+from uqbench.runs.evaluation import (
+    dataset_of_run,
+    device_of_run,
+    evaluate,
+    evaluate_frames,
+    open_run,
+    require_same_data,
+)
 from uqbench.runs.files import LAYER
 from uqbench.runs.run_dir import MADE_FOR, Run, RunDir
 
@@ -26,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ALL_FRAMES = "all"  # as a split: every frame of the data set
 AUTO = "auto"  # as a split: out of domain where the data set has such frames, otherwise nothing
 WAIT_S = 1.0  # between looks at a model that another process is training
 
@@ -69,7 +76,7 @@ class Experiment:
         structures, splits: those of the model.
         """
         evaluation = self._evaluation()
-        device = _device(model.config)
+        device = device_of_run(model.config)
         parts = {name: structures[frames] for name, frames in splits.items()}
         run.update(device=device, labels=self.labels, choices=self.choices)
         self._fit(run, model, parts["train"], evaluation, device)
@@ -120,7 +127,7 @@ class Experiment:
             elif not run.done:
                 Experiment(cfg, self.choices, config.build(cfg.dataset)).relabelled(self.labels)._make(run, number)
         rows = _rows(run, "test")
-        trained = TrainedModel.from_run(run.path, device=_device(cfg))
+        trained = TrainedModel.from_run(run.path, device=device_of_run(cfg))
         for name, one in wanted.items():
             evaluated = self._evaluate_generation(
                 number, name, one, run, trained, structures[splits[one.split]], within
@@ -152,7 +159,7 @@ class Experiment:
             structures, splits = self._load(run)
             self.fit(run, model, structures, splits)
             return
-        device = _device(self.cfg)
+        device = device_of_run(self.cfg)
         structures, splits = self._load(run)
         self.evaluations(splits)
         parts = {name: structures[frames] for name, frames in splits.items()}
@@ -241,6 +248,7 @@ class Experiment:
 
     def _load(self, run: RunDir) -> tuple[Structures, Splits]:
         """Load and split the data, record both in the run, and refuse data that changed since the run began."""
+        from uqbench.data.checks import label_warnings, scorable
         from uqbench.data.structures import check_splits, duplicates_across
 
         structures = self.dataset.load()
@@ -251,6 +259,9 @@ class Experiment:
             )
         splits = self.dataset.split(structures)
         check_splits(splits, len(structures))
+        splits, lines = scorable(structures, splits)
+        for line in [*label_warnings(structures), *lines]:
+            log.warning("%s: %s", structures.origin, line)
         shared = duplicates_across(structures, splits)
         if shared:
             name, frame, other, copy = shared[0]
@@ -293,7 +304,9 @@ class Experiment:
                 evaluated.update(labels=self.labels, choices=self.choices, data_sha256=frames.sha256())
                 evaluated.update(family=trained.method.family)
                 title = f"{metrics_table.title_of(self.labels, name)}, generation {number}"
-                _evaluate(evaluated, wanted, trained, frames, self.labels, split=name, title=title, generation=number)
+                evaluate_frames(
+                    evaluated, wanted, trained, frames, self.labels, split=name, title=title, generation=number
+                )
         return evaluated
 
 
@@ -335,12 +348,12 @@ def _fit(
         raise ConfigError(f"uq: {labels['uq']} is trained with its model: uqbench train uq={labels['uq']} makes one")
     tune()
     run.update(kernels=compiled.use(cfg.kernels), family=require_family(locate_method(cfg.uq)))
-    structures = _own_data(model, cfg.data_root).load()
-    _require_same_data(structures, model)
+    structures = dataset_of_run(model, cfg.data_root).load()
+    require_same_data(structures, model)
     splits = {name: np.asarray(frames) for name, frames in model.read_json("splits.json").items()}
     run.update(data_sha256=structures.sha256(), data_origin=structures.origin)
     run.write_json("splits.json", {name: frames.tolist() for name, frames in splits.items()})
-    dataset = _own_data(model, cfg.data_root)
+    dataset = dataset_of_run(model, cfg.data_root)
     Experiment(identity, names, dataset).relabelled(labels).fit(run, model, structures, splits)
 
 
@@ -353,74 +366,6 @@ def identity_of_fit(cfg: DictConfig) -> DictConfig:
     made = {key: model.config[key] for key in ("seed", "dataset", "backbone", "training") if key in model.config}
     settings = OmegaConf.to_container(cfg, resolve=True) | OmegaConf.to_container(OmegaConf.create(made), resolve=True)
     return OmegaConf.create(settings | {"source_sha256": model.weights_sha256()})
-
-
-def evaluate(cfg: DictConfig, choices: Mapping[str, str]) -> Run:
-    """Predict the chosen frames with the model and calibration of the run `cfg.run`, and return the run of the scores.
-
-    Without a data set the run's own data and splits are used; they must be the ones that it was trained with.
-    """
-    source = run_dir.read(cfg.run)
-    labels = dict(source.info["labels"])
-    own_data = cfg.dataset is None
-    if own_data:
-        dataset = _own_data(source, cfg.data_root)
-    else:
-        dataset = config.build(cfg.dataset)
-        labels |= {"dataset": str(choices["dataset"]), "subset": dataset.subset}
-    with open_run(identity_of_evaluation(cfg), "evaluate", labels) as run:
-        if not run.done:
-            config.require_slots(source.config)  # before anything more of a run that may come from anybody is built
-            run.update(choices={**source.info.get("choices", {}), **choices})
-            _evaluate_source(run, cfg, source, dataset, labels, own_data)
-    return run
-
-
-def identity_of_evaluation(cfg: DictConfig) -> DictConfig:
-    """Return what the run of an evaluation is named by: the weights, not the path to them, decide what it is of.
-
-    Raises UserError as `run_dir.read` does.
-    """
-    weights = run_dir.read(cfg.run).weights_sha256()
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"source_sha256": weights})
-
-
-def _evaluate_source(
-    run: RunDir, cfg: DictConfig, source: Run, dataset: Dataset, labels: dict[str, Any], own_data: bool
-) -> None:
-    from uqbench.inference.trained_model import TrainedModel
-    from uqbench.models import compiled
-    from uqbench.models.compiled.allocator import tune
-
-    tune()
-    run.update(kernels=compiled.use(cfg.kernels))
-    device = _device(source.config)
-    chosen = _choose(source, dataset, cfg.split, own_data)
-    run.update(device=device, labels=labels, data_sha256=chosen.sha256())
-    run.update(source=str(source.path), source_settings=config.settings(source.config))
-    trained = TrainedModel.from_run(source.path, device=device)
-    run.update(family=trained.method.family)
-    title = metrics_table.title_of(labels, cfg.split)
-    _evaluate(run, cfg, trained, chosen, labels, split=cfg.split, title=title, generation=None)
-
-
-def _evaluate(
-    run: RunDir,
-    wanted: DictConfig,
-    trained: TrainedModel,
-    frames: Structures,
-    labels: Mapping[str, Any],
-    *,
-    split: str,
-    title: str,
-    generation: int | None,
-) -> None:
-    """Evaluate frames as `wanted.evaluation` says, in an open run, and finish it."""
-    evaluation = config.build(wanted.evaluation)
-    with run.stage("evaluate"):
-        rows = evaluation.evaluate(run, trained, frames, split=wanted.split, title=title)
-    metrics_table.write_metrics(run, rows, command="evaluate", split=split, labels=labels, generation=generation)
-    run.finish()
 
 
 def wanted_evaluations(cfg: DictConfig, splits: Mapping[str, Collection]) -> dict[str, DictConfig]:
@@ -442,13 +387,6 @@ def complete(run: Run, cfg: DictConfig) -> bool:
     return not wanted_evaluations(cfg, run.read_json("splits.json")) and not run.info.get(MADE_FOR)
 
 
-def open_run(cfg: DictConfig, command: str, labels: Mapping[str, Any]) -> RunDir:
-    """Lock the run that a config and its labels name; see `RunDir.open`."""
-    folders = {name: labels[name] for name in ("backbone", "uq", "seed")}
-    folders["dataset"] = "-".join(filter(None, (labels["dataset"], labels["subset"])))
-    return RunDir.open(root=cfg.outputs, command=command, config=cfg, **folders)
-
-
 def _require_split(name: str, split: str, sizes: Mapping[str, Collection]) -> None:
     """Raise ConfigError, for the evaluation of a name, where a split is unknown or holds no frames."""
     if split not in sizes or not len(sizes[split]):
@@ -457,47 +395,6 @@ def _require_split(name: str, split: str, sizes: Mapping[str, Collection]) -> No
             f"(choose {', '.join(known for known, frames in sizes.items() if len(frames))}; or leave it out with "
             f"evaluations.{name}=null)"
         )
-
-
-def _own_data(source: Run, data_root: str | None) -> Dataset:
-    """The data set that a run was trained on, wherever it is kept now."""
-    with open_dict(source.config):
-        source.config.data_root = data_root or source.config.get("data_root")
-    return config.build(source.config.dataset)
-
-
-def _require_same_data(structures: Structures, source: Run) -> None:
-    if structures.sha256() != source.info["data_sha256"]:
-        raise DataError(
-            f"{structures.origin} is not the data that {source.path} was trained with; name it: dataset=..."
-        )
-
-
-def _choose(source: Run, dataset: Dataset, split: str, own_data: bool) -> Structures:
-    """Return the frames of a split, or of the whole data set."""
-    import numpy as np
-
-    structures = dataset.load()
-    if own_data:
-        _require_same_data(structures, source)
-    if split == ALL_FRAMES:
-        return structures
-    splits = source.read_json("splits.json") if own_data else dataset.split(structures)
-    if split not in splits:
-        raise ConfigError(
-            f"split: no split '{split}'{did_you_mean(split, splits)} (choose {', '.join(splits)} or {ALL_FRAMES})"
-        )
-    if len(splits[split]) == 0:
-        raise ConfigError(
-            f"split: '{split}' of this data set is empty; take split={ALL_FRAMES} or another dataset size"
-        )
-    return structures[np.asarray(splits[split])]
-
-
-def _device(cfg: DictConfig) -> str:
-    from uqbench.training.loop import device_of
-
-    return device_of(config.build(cfg.training))
 
 
 def _rows(run: Run, split: str) -> Rows:

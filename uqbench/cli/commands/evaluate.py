@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from uqbench.config import Skeleton as CommonSkeleton
-from uqbench.runs.experiment import evaluate
-from uqbench.runs.experiment import identity_of_evaluation as identity
+from uqbench.runs.evaluation import evaluate
+from uqbench.runs.evaluation import identity_of_evaluation as identity
 from uqbench.runs.metrics_table import choices, show
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
@@ -18,7 +19,8 @@ class AseFile(Dataset):
     `format` null lets ASE guess from the name; `index` is ASE's frame selection, ":" for all. `energy_key` names an
     entry of `atoms.info` and `force_key` one of `atoms.arrays`; null, and the plain names `energy` and `forces`,
     which ASE moves there while reading, take the label from the attached calculator. Forces are those in the file:
-    constraints, through which ASE would return zeros, are not applied. Paths are relative to `data_root`.
+    constraints, through which ASE would return zeros, are not applied. Frames that lack a label which others have are
+    refused, or left out with `missing` drop. Paths are relative to `data_root`.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class AseFile(Dataset):
         index: str | int,
         energy_key: str | None,
         force_key: str | None,
+        missing: Literal["refuse", "drop"],
         length_unit: LengthUnit,
         energy_unit: EnergyUnit,
         force_unit: ForceUnit,
@@ -46,6 +49,7 @@ class AseFile(Dataset):
         self.index = str(index)
         self.energy_key = energy_key
         self.force_key = force_key
+        self.missing = missing
         self.length = length_factor(length_unit)
         self.energy = energy_factor(energy_unit)
         self.force = force_factor(force_unit)
@@ -61,7 +65,7 @@ class AseFile(Dataset):
         frames = ase_frames(path, format=self.format, index=self.index)
         keys = {"energy_key": self.energy_key, "force_key": self.force_key}
         factors = {"length": self.length, "energy": self.energy, "force": self.force}
-        structures = labelled_frames(frames, path, **keys, **factors)
+        structures = labelled_frames(frames, path, **keys, **factors, missing=self.missing)
         return distinct(structures) if self.deduplicate else structures
 
     def split(self, structures: Structures) -> Splits:

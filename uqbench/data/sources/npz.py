@@ -68,6 +68,8 @@ class Npz(Dataset):
         arrays = read_npz(path, self.keys)
         numbers = species_to_numbers(arrays.pop("species"), path)
         arrays = {name: numeric(array, name, path) * self.factors[name] for name, array in arrays.items()}
+        if arrays["energies"].ndim == 2 and arrays["energies"].shape[1] == 1:  # as sGDML writes them
+            arrays["energies"] = arrays["energies"][:, 0]
         cells = arrays.pop("cells", None)
         if cells is not None and cells.shape[-2:] != (3, 3):
             raise DataError(f"{path}: cells have shape {cells.shape}, expected (frames, 3, 3)")
