@@ -42,10 +42,10 @@ class ASE(Engine):
     @staticmethod
     def engine(*, calculator: str, arguments: dict[str, Any], revision: str | None) -> Compute:
         """See `Engine.engine`."""
-        found = locate(calculator, "oracle.calculator", "ase.calculators.calculator.BaseCalculator")
+        kind = locate(calculator, "oracle.calculator", "ase.calculators.calculator.BaseCalculator")
 
         def make() -> Any:
-            return found(**arguments)
+            return kind(**arguments)
 
         try:
             make()

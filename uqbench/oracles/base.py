@@ -172,8 +172,8 @@ class Engine(Oracle):
             keys.append(Failure(reason) if reason else self.cache.key(geometry))
             if geometry:
                 wanted[keys[-1]] = geometry
-        found, computed = self._find(wanted)
-        return Labels(frames, [key if isinstance(key, Failure) else found[key] for key in keys], computed)
+        outcomes, computed = self._find(wanted)
+        return Labels(frames, [key if isinstance(key, Failure) else outcomes[key] for key in keys], computed)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -181,20 +181,20 @@ class Engine(Oracle):
 
     def _find(self, wanted: Mapping[str, Geometry]) -> tuple[dict[str, Label | Failure], int]:
         """Read or compute the labels of geometries by key; and how many were computed."""
-        found: dict[str, Label | Failure] = {}
+        outcomes: dict[str, Label | Failure] = {}
         missing = {}
         for key, geometry in wanted.items():
             label = self.cache.read(key, geometry)
-            found |= {} if label is None else {key: label}
+            outcomes |= {} if label is None else {key: label}
             missing |= {key: geometry} if label is None else {}
         computed = 0
         while missing:
             claims: dict[str, Claim] = {}
-            tasks = self._claimed(missing, claims, found)
+            tasks = self._claimed(missing, claims, outcomes)
             try:
                 with contextlib.closing(self.pool.run(tasks)) as answers:
                     for key, (fine, content) in answers:
-                        found[key] = outcome = _outcome(fine, content, missing[key])
+                        outcomes[key] = outcome = _outcome(fine, content, missing[key])
                         if isinstance(outcome, Label):
                             self.cache.write(key, missing[key], outcome)
                             computed += 1
@@ -206,13 +206,13 @@ class Engine(Oracle):
                     claim.release()
             # What is left is with another process: wait for its labels, or take over where it has failed.
             before = len(missing)
-            missing = {key: geometry for key, geometry in missing.items() if key not in found}
+            missing = {key: geometry for key, geometry in missing.items() if key not in outcomes}
             if missing and len(missing) == before:
                 time.sleep(POLL_S)
-        return found, computed
+        return outcomes, computed
 
     def _claimed(
-        self, missing: Mapping[str, Geometry], claims: dict[str, Claim], found: dict[str, Label | Failure]
+        self, missing: Mapping[str, Geometry], claims: dict[str, Claim], outcomes: dict[str, Label | Failure]
     ) -> Iterator[tuple[str, Geometry]]:
         """Yield what no other process is labelling, each claimed at the moment that it can start."""
         for key, geometry in missing.items():
@@ -224,7 +224,7 @@ class Engine(Oracle):
             if label is None:
                 yield key, geometry
             else:
-                found[key] = label
+                outcomes[key] = label
                 claims.pop(key).release()
 
 
