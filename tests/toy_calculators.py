@@ -33,6 +33,17 @@ class Springs(Calculator):
         self.results = {"energy": 0.5 * self.k * float((atoms.positions**2).sum()), "forces": forces}
 
 
+class Threads(Calculator):
+    """The limits of threads of the process that it runs in, in place of forces."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        limits = [float(os.environ[name]) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")]
+        self.results = {"energy": 0.0, "forces": np.tile(limits, (len(atoms), 1))}
+
+
 def _raise():
     raise RuntimeError("the SCF did not\nconverge")
 

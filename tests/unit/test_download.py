@@ -230,6 +230,16 @@ def test_links_and_devices_are_not_followed(tmp_path, kind):
     assert not (tmp_path / "out").exists()
 
 
+def test_links_lead_nothing_out_of_the_folder(tmp_path):
+    """A link under the name of a folder, and a file below it."""
+    (tmp_path / "elsewhere").mkdir()
+    link = ("r", (tarfile.SYMTYPE, str(tmp_path / "elsewhere")))
+    archive = make_tar(tmp_path / "a.tar.bz2", [link, ("r/a", b"A"), ("r/ab", b"B")])
+    unpack(archive, {"r/a"}, tmp_path / "out")
+    assert (tmp_path / "out/r/a").read_bytes() == b"A" and os.listdir(tmp_path / "out/r") == ["a"]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 @pytest.mark.parametrize("keep", [0, 10, 5000, 15_000])
 def test_damaged_archives(tmp_path, keep):
     archive = make_tar(tmp_path / "a.tar.bz2", [("r/a", CONTENT[:20_000]), ("r/b", b"B")])

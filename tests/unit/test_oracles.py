@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from toy_calculators import CRASH, EXCEPTION, EXIT, HANG, NOT_FINITE, QUIT, children
 
 from uqbench import config
-from uqbench.errors import ConfigError, DataError
+from uqbench.errors import ConfigError, DataError, OracleError
 from uqbench.oracles import cluster, pool
 from uqbench.oracles.base import Failure, Label
 
@@ -154,19 +154,79 @@ def test_a_worker_killed_while_idle_harms_nobody(springs, started):
     assert one.label([second]).labelled == [0]
 
 
-def test_a_worker_killed_at_work_costs_its_geometry_only(springs, started):
+def test_a_worker_killed_at_work_costs_its_geometry_only(springs, tmp_path):
     def kill_one():
-        while springs.count() < 2:  # both have begun
+        while len(at_work := working(tmp_path / "log")) < 2:
             time.sleep(0.01)
-        os.kill(started()[0], signal.SIGKILL)
+        os.kill(at_work[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
     labels = springs(workers=2, seconds=0.5).label(dimers(*[7] * 5))
     killer.join()
     ((lost, reason),) = labels.failures.items()
-    assert lost in (0, 1) and "SIGKILL" in reason
+    assert "SIGKILL" in reason
     assert labels.labelled == [k for k in range(5) if k != lost]
+
+
+def working(log):
+    """The processes that have begun to calculate, in this order."""
+    return list(dict.fromkeys(int(line.split()[0]) for line in log.read_text().splitlines())) if log.exists() else []
+
+
+def test_a_worker_killed_while_it_starts_costs_its_geometry_only_if_another_has_started(springs, tmp_path, started):
+    """Where none has, nothing says that one ever will."""
+
+    def kill_new(known):
+        while not (new := set(started()) - known):
+            time.sleep(0.001)
+        os.kill(new.pop(), signal.SIGKILL)
+
+    one = springs(workers=2, seconds=0.5)
+    frames = dimers(*[7] * 4)
+    killer = threading.Thread(target=kill_new, args=(set(),))
+    killer.start()
+    with pytest.raises(OracleError, match="SIGKILL before it had started"):
+        one.label(frames[:1])
+    killer.join()
+    one.label(frames[:1])
+    killer = threading.Thread(target=kill_new, args=(set(started()),))
+    killer.start()
+    labels = one.label(frames)
+    killer.join()
+    ((lost, reason),) = labels.failures.items()
+    assert lost in (1, 2) and "SIGKILL before it had started" in reason
+    assert labels.labelled == [k for k in range(4) if k != lost]
+
+
+def test_hanging_workers_end_at_once_and_with_the_programs_that_they_started(springs, started):
+    one = springs(workers=2, timeout_s=4.0)
+    one.label(dimers(7, 7, 7))
+    hanging = []
+
+    def collect():
+        while len(hanging) < 4:
+            hanging[:] = started()
+            time.sleep(0.05)
+
+    threading.Thread(target=collect, daemon=True).start()
+    start = time.monotonic()
+    labels = one.label(dimers(HANG, HANG))
+    assert time.monotonic() - start < 7.0, "one after the other"
+    assert set(labels.failures.values()) == {"timeout: not done after 4 s"}
+    assert len(hanging) == 4
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in hanging):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_workers_have_the_threads_that_they_are_given_and_this_process_keeps_its_own(oracle, threads):
+    before = dict(os.environ)
+    (label,) = oracle("ase", calculator="toy_calculators.Threads", threads=threads).label(dimers(7)).outcomes
+    np.testing.assert_array_equal(label.forces, np.full((2, 3), threads))
+    assert dict(os.environ) == before
 
 
 def test_closing_ends_all_processes(springs, started):
@@ -197,6 +257,16 @@ def launch(tmp_path, seconds, number, **options):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
     line = [sys.executable, "-c", SCRIPT, str(tmp_path / "cache"), str(tmp_path / "log"), str(seconds), str(number)]
     return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True, **options)
+
+
+def test_a_script_is_not_run_again_in_its_workers(springs, tmp_path):
+    """Though it has no `if __name__ == "__main__"`."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    line = [sys.executable, script, tmp_path / "cache", tmp_path / "log", "0.0", "7"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert len(done.stdout.splitlines()) == 1 and done.stdout.split()[0] == "12" and springs.count() == 12
 
 
 def test_two_processes_share_the_work(springs, tmp_path):
@@ -534,8 +604,6 @@ def test_engine_that_cannot_start_on_a_node(on_local_cluster, oracle):
 
 
 def test_startup_that_never_ends(springs, monkeypatch, started):
-    from uqbench.errors import OracleError
-
     monkeypatch.setattr(pool, "STARTUP_S", 0.0)
     with pytest.raises(OracleError, match="did not start"):
         springs().label(dimers(7))

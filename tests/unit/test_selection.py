@@ -13,7 +13,7 @@ from helpers import built, fitted_method
 from scipy.spatial.transform import Rotation
 
 from uqbench.active.acquisition.base import Proposals, unlabelled
-from uqbench.active.duplicates import Geometry, same
+from uqbench.active.duplicates import Geometry, first_same
 from uqbench.active.latents import structure_latents
 from uqbench.active.physical import closest_contacts, count_pieces
 from uqbench.active.selection import farthest_points
@@ -30,9 +30,9 @@ def pack(*frames, energies=None):
 
 
 def are_same(a, b, tolerance=0.02):
-    first, second = (Geometry.of(pack(atoms))[0] for atoms in (a, b))
-    assert same(first, second, tolerance) == same(second, first, tolerance), "sameness has no direction"
-    return same(first, second, tolerance)
+    forwards, backwards = (first_same(Geometry.of(pack(*pair)), 0, tolerance)[1] == 0 for pair in ((a, b), (b, a)))
+    assert forwards == backwards, "sameness has no direction"
+    return forwards
 
 
 def moved(atoms, rng, noise=0.0):
@@ -105,6 +105,35 @@ def test_same_distances_but_another_shape():
     assert brute_force(first, second) > 0.1 and not are_same(first, second)
 
 
+def test_near_planar_molecules_are_told_apart_though_their_distances_agree():
+    """The height of a flat pyramid changes distances in second order only."""
+    flat, low = molecule("NH3"), molecule("NH3")
+    flat.positions[:, 2], low.positions[:, 2] = 0.0, [0.12, 0, 0, 0]
+    assert np.abs(flat.get_all_distances() - low.get_all_distances()).max() < 0.01
+    assert brute_force(flat, low) > 0.08 and not are_same(flat, low)
+
+
+def test_mirror_images_are_the_same():
+    """Of a molecule that no rotation turns into its mirror image."""
+    atoms = Atoms("CHFClBr", [[0, 0, 0], [0.6, 0.6, 0.6], [-0.8, -0.8, 0.8], [1.0, -1.0, -1.0], [-1.1, 1.1, -1.1]])
+    mirrored = atoms.copy()
+    mirrored.positions[:, 0] *= -1
+    align = Rotation.align_vectors(mirrored.positions - mirrored.positions[0], atoms.positions - atoms.positions[0])
+    assert align[1] > 0.5
+    assert are_same(atoms, mirrored)
+
+
+def test_sameness_is_not_passed_on_and_known_geometries_are_not_compared():
+    steps = [molecule("NH3") for _ in range(4)]
+    for k, atoms in enumerate(steps):
+        atoms.positions[0, 2] += 0.022 * k  # neighbours agree to 0.02 Å after superposition, no others do
+    deviations = [[brute_force(a, b) <= 0.02 for a in steps] for b in steps]
+    np.testing.assert_array_equal(deviations, np.abs(np.subtract.outer(range(4), range(4))) <= 1)
+    geometries = Geometry.of(pack(*steps))
+    assert first_same(geometries, 0, 0.02).tolist() == [0, 0, 2, 2]
+    assert first_same(geometries, 3, 0.02).tolist() == [0, 1, 2, 2]
+
+
 def crystals():
     slab = fcc111("Cu", (2, 2, 2), vacuum=6.0)
     slab.pbc = [True, True, False]
@@ -147,6 +176,29 @@ def test_crystals_turned_into_themselves_are_recognised():
     other = skewed.copy()
     other.set_cell([skewed.cell[1], skewed.cell[0] - skewed.cell[1], skewed.cell[2]])
     assert are_same(skewed, other)
+
+
+def test_stackings_of_close_packed_layers_are_told_apart():
+    """Their first eighteen neighbours are as far in both."""
+    fcc = Atoms("Cu", cell=np.eye(3), pbc=True).repeat((1, 1, 6))
+    hcp, other = fcc.copy(), fcc.copy()
+    hexagon = np.array([[2.55, 0, 0], [-1.275, 1.275 * np.sqrt(3), 0], [0, 0, 6 * 2.55 * np.sqrt(2 / 3)]])
+    for atoms, layers in ((fcc, "ABCABC"), (hcp, "ABABAB"), (other, "CBACBA")):
+        thirds = np.array(["ABC".index(layer) for layer in layers]) / 3
+        atoms.set_cell(hexagon)
+        atoms.set_scaled_positions(np.column_stack([thirds, 2 * thirds, np.arange(6) / 6]))
+    shells = [np.sort(atoms.repeat((5, 5, 1)).get_distances(0, range(1, 150), mic=True)) for atoms in (fcc, hcp)]
+    np.testing.assert_allclose(shells[0][:18], shells[1][:18])
+    assert abs(shells[0][18] - shells[1][18]) > 0.1
+    assert are_same(fcc, other) and not are_same(fcc, hcp)
+
+
+def test_a_molecule_in_a_box_of_another_size_is_another_structure():
+    small, large = molecule("NH3"), molecule("NH3")
+    for atoms, edge in ((small, 14.0), (large, 15.0)):
+        atoms.set_cell([edge] * 3)
+        atoms.pbc = True
+    assert are_same(small, small) and not are_same(small, large)
 
 
 def test_close_contacts_and_pieces_across_faces():

@@ -1,33 +1,42 @@
 """Geometries that are the same up to rotation, reflection, translation and exchange of like atoms.
 
-Two structures are the same when like atoms can be paired so that, after the best superposition (least squares over
-rotations, reflections and translations), no atom is further than `tolerance` from its partner. Unlike an average over
-the atoms, this does not let one moved atom of a large structure pass.
+Mirror images count as the same: their energies are equal and their forces each other's mirror images, so the label of
+one says nothing that the other's does not.
 
-Sorted distances alone would be quicker, but different structures can share them (homometric pairs). Here distances
-only rule pairs out, by bounds that cannot err, and what is left is superposed. For molecules the answer is exact. For
-periodic structures the superpositions are those that map one lattice onto the other by an integer matrix of entries
--1, 0, 1: all there are between reduced cells, and in particular between equal cells without extreme skew. Rotations
-about the axis of a structure that is periodic along one direction only are not searched.
+Geometries are compared by the distances of each atom to those of each element around it, in ascending order (pointwise
+distance distributions: Widdowson and Kurlin, NeurIPS 2022). Of periodic structures that decides, whatever cell they are
+given in: they are the same when like atoms can be paired so that no distance of a pair differs by more than the
+tolerance. In networks and slabs (oxides, silica, metals) a superposition would agree: the largest difference of two
+distances was 0.6 to 2 times the largest displacement, for every kind of displacement tried. Not so in a sheet one atom
+thick: the distances do not see small steps out of its plane.
+
+Nor do they in molecules near a planar or linear geometry, and there are different molecules with equal distances. Of
+the proposals of an attack on ammonia, distances alone called pairs the same at 0.02 Å that were 0.08 Å apart. Molecules
+with equal distances are therefore superposed, and are the same when no atom is then further than the tolerance from its
+partner.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 from ase.geometry import complete_cell
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 from vesin import NeighborList
 
 from uqbench.data.structures import Structures
 
-# Reach (Å) and number of an atom's nearest neighbours of each element that its fingerprint holds: they decide how much
-# is ruled out before the superposition, never the answer.
-REACH, NEAREST = 6.0, 8
+# How far an atom's distances reach, Å, and how many of them to each element count: the stackings of close-packed metals
+# differ from the nineteenth neighbour on.
+REACH, NEAREST = 6.0, 32
+# Of them for the descriptors, by which pairs are sought: a few rule out nearly all.
+NEAREST_SOUGHT = 4
 # Rounding of coordinates and distances, Å.
 SLACK = 1e-9
 # Above it, a pairing of atoms by nearness would be ambiguous: atoms stand at least 0.3 Å apart.
@@ -36,7 +45,10 @@ LARGEST_TOLERANCE = 0.05
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Geometry:
-    """One structure: numbers (n,), positions (n, 3) Å, cell (3, 3) Å with unit vectors where not periodic, pbc (3,)."""
+    """One structure, its atoms in the order of their elements.
+
+    numbers (n,), positions (n, 3) Å, cell (3, 3) Å with unit vectors where it is not periodic, pbc (3,).
+    """
 
     numbers: NDArray[np.int64]
     positions: NDArray[np.float64]
@@ -46,25 +58,22 @@ class Geometry:
     @classmethod
     def of(cls, structures: Structures) -> list[Geometry]:
         """Cut a set into its frames."""
+        s = structures
+        order = np.lexsort((s.numbers, np.repeat(np.arange(len(s)), s.n_atoms)))
+        numbers, positions = s.numbers[order], s.positions[order]
         return [
-            cls(
-                structures.numbers[a:b],
-                structures.positions[a:b],
-                np.asarray(complete_cell(np.where(pbc[:, None], cell, 0.0))),
-                pbc,
-            )
-            for a, b, cell, pbc in zip(
-                structures.ptr[:-1], structures.ptr[1:], structures.cells, structures.pbc, strict=True
-            )
+            cls(numbers[a:b], positions[a:b], np.asarray(complete_cell(np.where(pbc[:, None], cell, 0.0))), pbc)
+            for a, b, cell, pbc in zip(s.ptr[:-1], s.ptr[1:], s.cells, s.pbc, strict=True)
         ]
 
-    @functools.cached_property
+    @property
     def kind(self) -> bytes:
         """Composition and periodic directions: different ones are never the same."""
-        return np.sort(self.numbers).tobytes() + self.pbc.tobytes()
+        return self.numbers.tobytes() + self.pbc.tobytes()
 
-    def fingerprints(self) -> NDArray[np.float64]:
-        """Distances of each atom to its nearest of each element, ascending, (n, elements · NEAREST), at most REACH.
+    @functools.cached_property
+    def distances(self) -> NDArray[np.float64]:
+        """Distances of each atom to its nearest of each element, ascending, (n, elements, NEAREST), at most REACH.
 
         When no atom moves by more than t, no entry changes by more than 2 t.
         """
@@ -77,61 +86,75 @@ class Geometry:
         rank = np.arange(len(row)) - np.searchsorted(row, row)
         table = np.full((len(self.numbers) * len(elements), NEAREST), REACH)
         table[row[rank < NEAREST], rank[rank < NEAREST]] = distance[rank < NEAREST]
-        return table.reshape(len(self.numbers), -1)
+        return table.reshape(len(self.numbers), len(elements), NEAREST)
 
-    @functools.cached_property
     def descriptor(self) -> NDArray[np.float64]:
-        """The columns of the fingerprints, each sorted over the atoms of an element, whatever their order.
+        """The columns of `distances`, each sorted over the atoms of an element, and the edge of a cube of equal volume.
 
         Sorting keeps the bound: when no atom moves by more than t, no entry changes by more than 2 t.
         """
-        table = self.fingerprints()
-        return np.concatenate([np.sort(table[self.numbers == z], axis=0).ravel() for z in np.unique(self.numbers)])
-
-    @functools.cached_property
-    def distances(self) -> NDArray[np.float64]:
-        """Distances of all pairs of atoms without images, (n, n)."""
-        return np.linalg.norm(self.positions[:, None] - self.positions[None], axis=-1)
+        first = np.unique(self.numbers, return_index=True)[1][1:]
+        columns = np.split(self.distances[:, :, :NEAREST_SOUGHT], first)
+        edge = np.abs(np.linalg.det(self.cell)) ** (1 / max(1, self.pbc.sum()))
+        return np.concatenate([*(np.sort(part, axis=0).ravel() for part in columns), [edge]])
 
 
-class Seen:
-    """The geometries seen so far, to be asked whether another one is among them.
+def first_same(geometries: Sequence[Geometry], known: int, tolerance: float) -> NDArray[np.int64]:
+    """Return for every geometry the index of the first one before it that is the same, or its own, (S,).
 
-    Args:
-        tolerance: largest distance of two atoms that count as the same, Å, at most LARGEST_TOLERANCE.
+    The first `known` are not compared with each other. Of the others, one that repeats another counts no further:
+    sameness is not passed on along chains. Tolerance in Å.
     """
-
-    def __init__(self, tolerance: float) -> None:
-        self.tolerance = tolerance
-        self._kinds: dict[bytes, list[tuple[Geometry, object]]] = {}
-
-    def add(self, geometry: Geometry, label: object) -> None:
-        """Remember a geometry under a label."""
-        self._kinds.setdefault(geometry.kind, []).append((geometry, label))
-
-    def find(self, geometry: Geometry) -> object | None:
-        """Return the label of the first geometry that is the same as this one, or None."""
-        for other, label in self._kinds.get(geometry.kind, []):
-            if same(geometry, other, self.tolerance):
-                return label
-        return None
+    kinds: dict[bytes, list[int]] = {}
+    for index, geometry in enumerate(geometries):
+        kinds.setdefault(geometry.kind, []).append(index)
+    first = np.arange(len(geometries))
+    for members in map(np.array, kinds.values()):
+        descriptors = cKDTree(np.stack([geometries[index].descriptor() for index in members]))
+        near = descriptors.query_pairs(2 * tolerance + SLACK, p=np.inf, output_type="ndarray")
+        for a, b in members[near[np.lexsort(near.T)]]:  # by the later of the two, then by the earlier
+            unsettled = b >= known and first[a] == a and first[b] == b
+            if unsettled and _same(geometries[a], geometries[b], tolerance):
+                first[b] = a
+    return first
 
 
-def same(a: Geometry, b: Geometry, tolerance: float) -> bool:
-    """Whether two geometries are the same to `tolerance` Å, as the module's docstring defines it."""
+def _same(a: Geometry, b: Geometry, tolerance: float) -> bool:
+    """Whether two geometries of one kind are the same to `tolerance` Å, as the module's docstring defines it."""
+    rows_a, rows_b = (geometry.distances.reshape(len(geometry.numbers), -1) for geometry in (a, b))
+    difference = np.where(a.numbers[:, None] == b.numbers, cdist(rows_a, rows_b, "chebyshev"), np.inf)
+    if not a.pbc.any():
+        return _superposable(a.positions, b.positions, difference <= 2 * tolerance + SLACK, tolerance)
+    apart = difference > tolerance + SLACK
+    return not apart[linear_sum_assignment(apart)].any()
+
+
+def _superposable(x: NDArray, y: NDArray, allowed: NDArray[np.bool_], tolerance: float) -> bool:
+    """Whether points (n, 3) can be laid on others, each on an allowed partner, with none further than the tolerance.
+
+    Three far points of x are laid on every triple of y with their distances, which pairs all the others. As no distance
+    changes by more than 2 t when no point moves by more than t, no pairing of interest is left out.
+    """
     bound = 2 * tolerance + SLACK
-    if a.kind != b.kind or np.abs(a.descriptor - b.descriptor).max() > bound:
-        return False
-    matches = np.abs(a.fingerprints()[:, None] - b.fingerprints()[None]).max(axis=-1) <= bound
-    allowed = matches & (a.numbers[:, None] == b.numbers[None])
-    if not allowed.any(axis=1).all():
-        return False
-    if a.pbc.any():
-        return _same_crystal(a, b, allowed, tolerance)
-    return any(
-        _deviation(a.positions, b.positions[partner]) <= tolerance + SLACK
-        for partner in _pairings(a.distances, b.distances, allowed, bound)
-    )
+    distance_x, distance_y = cdist(x, x), cdist(y, y)
+    i = int(allowed.sum(axis=1).argmin())
+    j = int(distance_x[i].argmax())
+    k = int(np.linalg.norm(np.cross(x - x[i], x[j] - x[i]), axis=1).argmax())
+    p, q, r = (np.flatnonzero(allowed[corner]) for corner in (i, j, k))
+
+    def agree(corners: tuple[int, int], rows: NDArray, columns: NDArray) -> NDArray[np.bool_]:
+        return np.abs(distance_y[np.ix_(rows, columns)] - distance_x[corners]) <= bound
+
+    fits = agree((i, j), p, q)[:, :, None] & agree((i, k), p, r)[:, None] & agree((j, k), q, r)
+    for a, b, c in np.argwhere(fits):
+        corners, onto = x[[i, j, k]], y[[p[a], q[b], r[c]]]
+        u, _, vt = np.linalg.svd((corners - corners.mean(axis=0)).T @ (onto - onto.mean(axis=0)))
+        for side in (1, -1):  # three points do not say on which side of their plane the others are
+            laid = (x - corners.mean(axis=0)) @ (u * [1, 1, side]) @ vt + onto.mean(axis=0)
+            partner = np.where(allowed, cdist(laid, y), np.inf).argmin(axis=1)
+            if len(np.unique(partner)) == len(x) and _deviation(x, y[partner]) <= tolerance + SLACK:
+                return True
+    return False
 
 
 def _deviation(x: NDArray, y: NDArray) -> float:
@@ -139,86 +162,3 @@ def _deviation(x: NDArray, y: NDArray) -> float:
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     u, _, vt = np.linalg.svd(x.T @ y)
     return float(np.linalg.norm(x @ (u @ vt) - y, axis=1).max())
-
-
-def _pairings(a: NDArray, b: NDArray, allowed: NDArray[np.bool_], bound: float) -> Iterator[NDArray[np.int64]]:
-    """Yield every pairing of atoms (n,), partner in b of each atom of a, under which all distances agree to `bound`.
-
-    a, b: distances (n, n); allowed (n, n). If no atom is further than t from its partner, no two distances differ by
-    more than 2 t, so with that bound no pairing of interest is left out.
-    """
-    n = len(a)
-    order = np.argsort(allowed.sum(axis=1), kind="stable")
-    partner = np.full(n, -1)
-    free = np.ones(n, bool)
-
-    def choices(k: int) -> Iterator[int]:
-        placed = order[:k]
-        fits = np.abs(b[:, partner[placed]] - a[order[k], placed]) <= bound
-        return iter(np.flatnonzero(allowed[order[k]] & free & fits.all(axis=1)).tolist())
-
-    # A stack instead of recursion: its depth is the number of atoms.
-    stack = [choices(0)]
-    while stack:
-        atom = order[len(stack) - 1]
-        if partner[atom] >= 0:
-            free[partner[atom]] = True
-        partner[atom] = next(stack[-1], -1)
-        if partner[atom] < 0:
-            stack.pop()
-        elif len(stack) == n:
-            yield partner.copy()
-        else:
-            free[partner[atom]] = False
-            stack.append(choices(len(stack)))
-
-
-def _same_crystal(a: Geometry, b: Geometry, allowed: NDArray[np.bool_], tolerance: float) -> bool:
-    fraction = np.linalg.solve(a.cell.T, a.positions.T).T
-    target = np.linalg.solve(b.cell.T, b.positions.T).T
-    # The atom with the fewest possible partners fixes the translation.
-    anchor = int(allowed.sum(axis=1).argmin())
-    return any(
-        _match(fraction @ operation, target, b, allowed, anchor, partner, tolerance)
-        for operation in _lattice_maps(a, b, tolerance)
-        for partner in np.flatnonzero(allowed[anchor])
-    )
-
-
-def _match(
-    moved: NDArray, target: NDArray, b: Geometry, allowed: NDArray[np.bool_], anchor: int, partner: int, tol: float
-) -> bool:
-    """Whether all atoms meet, with `anchor` on `partner`: fractions (n, 3) in the cell of b."""
-    moved = moved + (target[partner] - moved[anchor])
-    bound = 2 * tol + SLACK
-    found = np.zeros(len(moved), np.int64)
-    gaps = np.zeros_like(moved)
-    for start, stop in itertools.pairwise([0, min(4, len(moved)), len(moved)]):  # most misfits show in a few atoms
-        gap = moved[start:stop, None] - target[None]
-        gap = (gap - np.where(b.pbc, np.rint(gap), 0.0)) @ b.cell
-        distance = np.where(allowed[start:stop], np.linalg.norm(gap, axis=-1), np.inf)
-        nearest = distance.argmin(axis=1)
-        rows = np.arange(stop - start)
-        if stop > start and distance[rows, nearest].max() > bound:
-            return False
-        found[start:stop], gaps[start:stop] = nearest, gap[rows, nearest]
-    if len(np.unique(found)) < len(found):
-        return False
-    return bool(np.linalg.norm(gaps - gaps.mean(axis=0), axis=1).max() <= tol + SLACK)
-
-
-def _lattice_maps(a: Geometry, b: Geometry, tolerance: float) -> NDArray[np.int64]:
-    """Return the integer matrices (K, 3, 3) that map fractions in the cell of a isometrically to those in that of b."""
-    vectors = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
-    lengths = np.linalg.norm(vectors @ b.cell, axis=1)
-    rows = []
-    for k in range(3):
-        kept = np.abs(lengths - np.linalg.norm(a.cell[k])) <= tolerance
-        # A periodic direction cannot turn into one that is not.
-        rows.append(vectors[kept & (vectors[:, b.pbc != a.pbc[k]] == 0).all(axis=1)])
-    operations = np.array(list(itertools.product(*rows))).reshape(-1, 3, 3)
-    mapped = operations @ b.cell
-    edges = np.linalg.norm(mapped + np.roll(mapped, 1, axis=1), axis=-1)
-    wanted = np.linalg.norm(a.cell + np.roll(a.cell, 1, axis=0), axis=1)
-    fit = (np.abs(edges - wanted) <= tolerance).all(axis=1) & (np.abs(np.rint(np.linalg.det(operations))) == 1)
-    return operations[fit]

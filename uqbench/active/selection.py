@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat
 
 from uqbench.active.acquisition.base import Proposals, compositions
-from uqbench.active.duplicates import LARGEST_TOLERANCE, Geometry, Seen
+from uqbench.active.duplicates import LARGEST_TOLERANCE, Geometry, first_same
 from uqbench.active.physical import closest_contacts, count_pieces
 from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError
@@ -61,7 +61,8 @@ class Selection:
         max_gap: pairs closer than this times that sum hold a structure together.
         energy_window: rejects structures with a predicted energy higher than this above the lowest training energy of
             the same composition, eV per atom; null rejects none.
-        tolerance: largest distance of atoms that count as the same when geometries are compared, Å.
+        tolerance: largest distance of paired atoms in molecules that count as the same, Å; of periodic structures the
+            largest difference of their interatomic distances.
     """
 
     diversity: Literal["none", "farthest"]
@@ -134,16 +135,14 @@ class Selection:
         status: NDArray[np.str_],
         detail: NDArray[np.str_],
     ) -> None:
-        seen = Seen(self.tolerance)
-        for frame, geometry in enumerate(Geometry.of(training)):
-            seen.add(geometry, (KNOWN, f"training frame {frame}"))
-        geometries = Geometry.of(proposals.structures)
-        for row in ranked[status[ranked] == ""]:
-            earlier = seen.find(geometries[row])
-            if earlier is None:
-                seen.add(geometries[row], (REPEATED, f"proposal {row}"))
-            else:
-                status[row], detail[row] = earlier
+        candidates = ranked[status[ranked] == ""]
+        geometries = Geometry.of(training) + Geometry.of(proposals.structures[candidates])
+        first = first_same(geometries, len(training), self.tolerance)
+        for index, row in enumerate(candidates, start=len(training)):
+            if first[index] < len(training):
+                status[row], detail[row] = KNOWN, f"training frame {first[index]}"
+            elif first[index] != index:
+                status[row], detail[row] = REPEATED, f"proposal {candidates[first[index] - len(training)]}"
 
 
 def farthest_points(points: NDArray[np.float64], n: int) -> NDArray[np.int64]:

@@ -149,6 +149,10 @@ def unpack(archive: Path, members: set[str], folder: Path) -> None:
     Nothing else in the archive is touched and no name from it becomes a path, so it cannot write elsewhere. Members
     that stand there already are kept; a second process waits for the first. Raises DataError for a damaged archive
     or members that it lacks.
+
+    Not `pooch.Untar(members=...)`: it lists a compressed archive before it seeks the members, and took 2.3 to 3.3 times
+    as long (60 MB laid out as rMD17's: 4.5 to 9.2 s); on Python 3.11 it follows links out of the folder; a member that
+    is missing is no error, and a file that an interruption left half written counts as unpacked.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

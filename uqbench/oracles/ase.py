@@ -44,10 +44,10 @@ class ASE(Engine):
     @staticmethod
     def engine(*, calculator: str, arguments: dict[str, Any], revision: str | None) -> Compute:
         """See `Engine.engine`."""
-        calculator_class = locate(calculator, "oracle.calculator", "ase.calculators.calculator.BaseCalculator")
+        kind = locate(calculator, "oracle.calculator", "ase.calculators.calculator.BaseCalculator")
 
         def make() -> Any:
-            return calculator_class(**arguments)
+            return kind(**arguments)
 
         try:
             make()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CLUSTER = "slurm"
 POLL_S = 2.0  # between looks at the queue
-FOLDER_ERRORS = {"key": "oracle.executor", "remedy": "set another oracle.cache"}  # of messages about the folder
+FOLDER = {"key": "oracle.executor", "remedy": "set another oracle.cache"}  # of messages about the folder
 
 
 class SlurmPool:
@@ -85,7 +85,7 @@ class SlurmPool:
             cpus_per_task=self.threads,
             slurm_srun_args=[f"--cpus-per-task={self.threads}"],  # since 22.05 srun does not take it over from its job
         )
-        slurm.make_folder(self.folder, **FOLDER_ERRORS)
+        slurm.make_folder(self.folder, **FOLDER)
         return executor
 
     def _submit(self, executor: Any, geometry: dict[str, Any]) -> Job:
@@ -99,22 +99,22 @@ class SlurmPool:
 
     def _ready(self, busy: Mapping[str, Job]) -> list[tuple[str, Answer]]:
         """The answers of jobs that have ended; of one that left none, SLURM's word for its end."""
-        outcomes = []
+        answers = []
         for (key, job), state in zip(busy.items(), slurm.states_of(busy.values(), CLUSTER), strict=True):
             if state not in slurm.ENDED:
                 continue
             if not slurm.left_behind(job.paths.result_pickle, state):
-                outcomes.append((key, (False, f"lost: SLURM job {job.job_id} ended as {state}")))
+                answers.append((key, (False, f"lost: SLURM job {job.job_id} ended as {state}")))
                 continue
-            slurm.require_ours(job.paths.result_pickle, **FOLDER_ERRORS)
+            slurm.require_ours(job.paths.result_pickle, **FOLDER)
             try:
                 fine, content = job.result()
             except RuntimeError as error:  # uqbench itself did not start there
                 raise OracleError(f"oracle: a SLURM job failed; see {job.paths.stderr}") from error
             if fine is None:
                 raise ConfigError(content)
-            outcomes.append((key, (fine, content)))
-        return outcomes
+            answers.append((key, (fine, content)))
+        return answers
 
 
 def label_one(

@@ -22,7 +22,7 @@ class Replay(Oracle):
     shifted, in the same cell. Atoms must stand in the same order. A geometry that is not there is a Failure.
 
     Args:
-        dataset: what to look in. tolerance: largest distance of an atom from its twin, Å.
+        dataset: what to look in. tolerance: largest distance of an atom from that of the data set, Å.
     """
 
     def __init__(self, *, dataset: Dataset, tolerance: PositiveFloat) -> None:
@@ -76,7 +76,7 @@ def _kind(numbers: NDArray, pbc: NDArray) -> bytes:
 
 
 def _superimposed(positions: NDArray, known: NDArray) -> tuple[NDArray, NDArray]:
-    """Largest distance of an atom to its twin (c,), and rotations or reflections (c, 3, 3) from `known` (c, n, 3).
+    """Largest distance of an atom to its partner (c,), and rotations or reflections (c, 3, 3) from `known` (c, n, 3).
 
     The orthogonal Procrustes problem (Kabsch, Acta Cryst. A 32, 922 (1976)), with reflections: they keep the energy.
     """
