@@ -18,6 +18,7 @@ from uqbench.errors import CheckpointError, ConfigError, DataError, UqbenchError
 from uqbench.inference.calibration import Calibration
 from uqbench.inference.prediction_set import predict
 from uqbench.models.normalisation import Normalisation
+from uqbench.runs.files import file_sha256
 from uqbench.runs.run_dir import RunDir, save_checkpoint
 from uqbench.uq.io import build_method
 
@@ -72,7 +73,9 @@ def test_a_run_that_somebody_sent_builds_only_what_its_slots_accept(own, key, ta
     OmegaConf.update(config, key, {"_target_": target, "command": ["touch", str(evil)]}, merge=False, force_add=True)
     (own / "config.yaml").write_text(OmegaConf.to_yaml(config))
     info = json.loads((own / "run.json").read_text())
-    info["files"]["config.yaml"] = (own / "config.yaml").stat().st_size  # whoever changes the one can change the other
+    # Whoever changes the one can change the other.
+    info["files"]["config.yaml"] = (own / "config.yaml").stat().st_size
+    info["sha256"]["config.yaml"] = file_sha256(own / "config.yaml")
     info["labels"] = {"dataset": "d", "subset": "", "backbone": "b", "uq": "deterministic", "seed": 0}
     (own / "run.json").write_text(json.dumps(info))
     message = "cannot stand here" if "." in key else message
@@ -197,6 +200,7 @@ def test_lost_and_foreign_files_are_refused(own, ethanol, tmp_path):
         content()
         info = json.loads((own / "run.json").read_text())
         info["files"]["best.pt"] = (own / "best.pt").stat().st_size
+        info["sha256"]["best.pt"] = file_sha256(own / "best.pt")
         (own / "run.json").write_text(json.dumps(info))
 
     record(lambda: (own / "best.pt").write_bytes(b"not a checkpoint"))
@@ -209,7 +213,7 @@ def test_lost_and_foreign_files_are_refused(own, ethanol, tmp_path):
     refused(own, CheckpointError, "does not belong to this model")
     record(lambda: (own / "best.pt").write_bytes(kept))
     (own / "calibration.json").write_text(" " * (own / "calibration.json").stat().st_size)
-    refused(own, DataError, "calibration.json: damaged")
+    refused(own, DataError, "calibration.json: changed since the run finished")
 
 
 def test_an_evaluation_is_not_a_model(own):

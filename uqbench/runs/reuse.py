@@ -18,7 +18,7 @@ from uqbench.runs.metrics_table import METRICS
 from uqbench.runs.run_dir import CONFIG, Run, RunDir
 
 ADOPTED = "adopted_from"
-NOT_COPIED = {"schema", "digest", "status", "command", "error", "files", "launches", "started", "finished"}
+NOT_COPIED = {"schema", "digest", "status", "command", "error", "files", "sha256", "launches", "started", "finished"}
 
 
 def find_equal_run(opened: RunDir, data: Path) -> Run | None:

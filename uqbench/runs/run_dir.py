@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "RunDir", "atomic_write", "find_done", "load_checkpoint", "read", "save_checkpoint", "scratch"]
 
 SCHEMA = 1
+SMALL = 2**20  # bytes of a file whose content is checked whenever a run is read
 CONFIG, INFO, LOG = "config.yaml", "run.json", "error.log"
 MADE_FOR = "made_for"  # in run.json: what a run was made for, as long as nobody has asked for the run itself
 
@@ -82,12 +83,20 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(self.path / name) from error
 
-    def check_files(self) -> None:
-        """Raise DataError unless every file that the finished run recorded is there in its recorded size."""
+    def check_files(self, names: Collection[str] | None = None) -> None:
+        """Raise DataError unless files of the finished run are there as recorded: in size and, small ones, in content.
+
+        names: of files to look at, where they were recorded; all by default.
+        """
+        digests = self.info.get("sha256", {})  # runs of the first versions have sizes alone
         for name, size in self.info["files"].items():
+            if names is not None and name not in names:
+                continue
             path = self.path / name
             if not path.is_file() or path.stat().st_size != size:
                 raise _damaged(path)
+            if name in digests and file_sha256(path) != digests[name]:
+                raise _damaged(path, "changed since the run finished")
 
 
 class RunDir(Run):
@@ -192,7 +201,8 @@ class RunDir(Run):
         # Folders are runs of their own, which keep their own record.
         entries = [entry for entry in sorted(self.path.iterdir()) if entry.is_file() and entry.name not in bookkeeping]
         files = {entry.name: entry.stat().st_size for entry in entries}
-        self.update(status="done", finished=provenance.now(), files=files)
+        digests = {entry.name: file_sha256(entry) for entry in entries if files[entry.name] <= SMALL}
+        self.update(status="done", finished=provenance.now(), files=files, sha256=digests)
 
     # ------------------------------------------------------------------------------------------------ record
 
