@@ -179,3 +179,12 @@ def test_a_pipe_to_which_nobody_writes(within_time, refused, finished, tmp_path)
         for command, key in (("evaluate", "run"), ("report", "runs")):
             code, err = within_time([command, f"{key}={damaged.parent}"])
             assert code == 2 and str(damaged.parent) in err, err
+
+
+def test_interpolations_of_interpolations(refused, tmp_path):
+    lines = ["_target_: uqbench.data.sources.quickstart.Quickstart", "a0: 1"]
+    lines += [f'a{k}: "{("${dataset.a%d}" % (k - 1)) * 9}"' for k in range(1, 10)]
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "evil.yaml").write_text("\n".join(lines) + "\n")
+    line = refused(["data", "--config-dir", str(tmp_path), "dataset=evil"], "dataset.a")
+    assert "stands for more than 10000 values" in line

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from uqbench.config import did_you_mean, flatten, nearest, validate
+from uqbench.config import did_you_mean, flatten, nearest, require_bounded, validate
 from uqbench.errors import ConfigError, UserError
 from uqbench.runs import run_dir
 
@@ -181,6 +181,7 @@ class Request:
                 what = " ".join(re.split("Config search path|To append to your config", str(error))[0].split())
                 why = str(error.__cause__ or "").partition("\n")[0]
                 raise ConfigError(" ".join(filter(None, [what, why]))) from error
+            require_bounded(config)
             self._check_hydra_node(config.hydra)
             self._composed[choices] = config
         return self._composed[choices]
@@ -270,6 +271,7 @@ class Request:
                 OmegaConf.update(config, name, override.value(), merge=True)
             except (OmegaConfBaseException, ValueError, TypeError) as error:
                 self.errors.append(f"{key}: {str(error).splitlines()[0]}")
+        require_bounded(config)
         return config
 
 

@@ -1,5 +1,6 @@
 """Configuration: typed checks with all errors at once, trusted construction, and the digest that names a run."""
 
+from uqbench.config.interpolations import require_bounded
 from uqbench.config.names import conf_dir, did_you_mean, flatten, nearest
 from uqbench.config.run_id import digest, settings
 from uqbench.config.schema import Skeleton, validate
@@ -15,6 +16,7 @@ __all__ = [
     "flatten",
     "locate",
     "nearest",
+    "require_bounded",
     "require_slots",
     "require_trusted",
     "settings",

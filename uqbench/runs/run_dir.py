@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from uqbench.config import digest, yamlfile
+from uqbench.config import digest, require_bounded, yamlfile
 from uqbench.errors import ConfigError, DataError, UserError
 from uqbench.runs import lock, ownership, provenance
 from uqbench.runs.files import BEST, LAYER, TEMPORARY, atomic_write, file_sha256, load_checkpoint, save_checkpoint
@@ -364,4 +364,5 @@ def _read_config(path: Path) -> DictConfig:
         raise _damaged(path) from error
     if not isinstance(config, DictConfig):
         raise _damaged(path)
+    require_bounded(config)
     return config
