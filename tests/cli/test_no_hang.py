@@ -183,7 +183,7 @@ def test_a_pipe_to_which_nobody_writes(within_time, refused, finished, tmp_path)
 
 def test_interpolations_of_interpolations(refused, tmp_path):
     lines = ["_target_: uqbench.data.sources.quickstart.Quickstart", "a0: 1"]
-    lines += [f'a{k}: "{("${dataset.a%d}" % (k - 1)) * 9}"' for k in range(1, 10)]
+    lines += [f'a{k}: "{("${dataset.a" + str(k - 1) + "}") * 9}"' for k in range(1, 10)]
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "evil.yaml").write_text("\n".join(lines) + "\n")
     line = refused(["data", "--config-dir", str(tmp_path), "dataset=evil"], "dataset.a")

@@ -56,5 +56,8 @@ def _target(node: Node, key: str) -> Node | None:
             start = _target(start, inner[1]) if inner else None
         if not isinstance(start, Container) or not isinstance(start._value(), dict | list):
             return None
-        start = start._get_node(int(name) if OmegaConf.is_list(start) and name.isdecimal() else name)
+        if OmegaConf.is_list(start):
+            start = start._get_node(int(name)) if name.isdecimal() and int(name) < len(start) else None
+        else:
+            start = start._get_node(name, validate_access=False)
     return start
