@@ -13,6 +13,7 @@ from uqbench.cli import main
 from uqbench.data.sources.quickstart import Quickstart
 from uqbench.errors import CheckpointError, DataError
 from uqbench.runs import run_dir
+from uqbench.runs.files import file_sha256
 
 DATA = ["dataset.n_train=60", "dataset.n_validation=20", "dataset.n_test=20", "dataset.block=20"]
 SMALL = [*DATA, "backbone.features=8", "backbone.layers=1", "training.epochs=2"]
@@ -88,6 +89,11 @@ def test_a_layer_refuses_another_model_and_a_missing_one(own):
     model, layer = run_of(own, "deterministic"), run_of(own, "gmm")
     content = (model / "best.pt").read_bytes()
     (model / "best.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match="best.pt: changed since the run finished"):
+        uqbench.load(layer)
+    info = json.loads((model / "run.json").read_text())
+    info["sha256"]["best.pt"] = file_sha256(model / "best.pt")
+    (model / "run.json").write_text(json.dumps(info))
     with pytest.raises(CheckpointError, match="is not the model that .* was fitted on"):
         uqbench.load(layer)
     shutil.rmtree(model)

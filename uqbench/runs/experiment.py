@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from uqbench.evaluations.base import Rows
     from uqbench.evaluations.metrics import Metrics
     from uqbench.inference.trained_model import TrainedModel
+    from uqbench.uq.base import Method
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Experiment:
         parts = {name: structures[frames] for name, frames in splits.items()}
         run.update(device=device, labels=self.labels, choices=self.choices)
         self._fit(run, model, parts["train"], evaluation, device)
+        _record_splits(run, splits)
         self._finish(run, model, parts, evaluation, device, None)
 
     def evaluations(self, splits: Mapping[str, Collection]) -> dict[str, DictConfig]:
@@ -146,8 +148,9 @@ class Experiment:
         """Train, fit, calibrate and score in an open run, and finish it."""
         from uqbench.models import compiled
         from uqbench.models.compiled.allocator import tune
+        from uqbench.models.normalisation import Normalisation
         from uqbench.uq.base import require_family
-        from uqbench.uq.io import is_layer, locate_method
+        from uqbench.uq.io import build_method, is_layer, locate_method, plain
 
         tune()
         run.update(kernels=compiled.use(self.cfg.kernels))
@@ -164,7 +167,10 @@ class Experiment:
         self.evaluations(splits)
         parts = {name: structures[frames] for name, frames in splits.items()}
         run.update(device=device, labels=self.labels, choices=self.choices)
-        self._train(run, parts, settings, layered)
+        # What is wrong with a network shows when it is built: before the first file, so that nothing stays behind.
+        method = build_method(plain(self.cfg) if layered else self.cfg, Normalisation.fit(parts["train"]))
+        _record_splits(run, splits)
+        self._train(run, method, parts, settings)
         if layered:
             # The generations of a run are no sweep over layers: each keeps its model beside its layer.
             self._fit(run, run, parts["train"], evaluation, device)
@@ -186,14 +192,10 @@ class Experiment:
                 told = True
                 time.sleep(WAIT_S)
 
-    def _train(self, run: RunDir, parts: Mapping[str, Structures], settings: Any, layered: bool) -> None:
-        from uqbench.models.normalisation import Normalisation
+    def _train(self, run: RunDir, method: Method, parts: Mapping[str, Structures], settings: Any) -> None:
         from uqbench.runs.checkpoints import seconds_trained
         from uqbench.training.loop import train
-        from uqbench.uq.io import build_method, plain
 
-        cfg = plain(self.cfg) if layered else self.cfg
-        method = build_method(cfg, Normalisation.fit(parts["train"]))
         with run.stage("train"):
             train(method, parts["train"], parts["validation"], settings, self.cfg.seed, run.path)
         # What a killed process did before its last checkpoint is known to that alone.
@@ -270,7 +272,6 @@ class Experiment:
                 *(len(shared), structures.ids[frame], name, structures.ids[copy], other),
             )
         run.update(data_sha256=sha256, data_origin=structures.origin, duplicates_across_splits=len(shared))
-        run.write_json("splits.json", {name: frames.tolist() for name, frames in splits.items()})
         return structures, splits
 
     def _of_generation(self, data_name: str, structures: Structures, within: RunDir) -> DictConfig:
@@ -352,7 +353,6 @@ def _fit(
     require_same_data(structures, model)
     splits = {name: np.asarray(frames) for name, frames in model.read_json("splits.json").items()}
     run.update(data_sha256=structures.sha256(), data_origin=structures.origin)
-    run.write_json("splits.json", {name: frames.tolist() for name, frames in splits.items()})
     dataset = dataset_of_run(model, cfg.data_root)
     Experiment(identity, names, dataset).relabelled(labels).fit(run, model, structures, splits)
 
@@ -385,6 +385,10 @@ def wanted_evaluations(cfg: DictConfig, splits: Mapping[str, Collection]) -> dic
 def complete(run: Run, cfg: DictConfig) -> bool:
     """Return whether a finished training is all that its command asks for: no evaluation follows, and it is listed."""
     return not wanted_evaluations(cfg, run.read_json("splits.json")) and not run.info.get(MADE_FOR)
+
+
+def _record_splits(run: RunDir, splits: Splits) -> None:
+    run.write_json("splits.json", {name: frames.tolist() for name, frames in splits.items()})
 
 
 def _require_split(name: str, split: str, sizes: Mapping[str, Collection]) -> None:

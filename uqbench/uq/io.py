@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from uqbench import config
 from uqbench.data.structures import Structures
-from uqbench.errors import CheckpointError
+from uqbench.errors import CheckpointError, ConfigError
 from uqbench.models.blocks import Initialiser
 from uqbench.models.compiled.potential import compile
 from uqbench.models.normalisation import Normalisation
@@ -47,7 +48,8 @@ def plain(cfg: DictConfig) -> DictConfig:
 def build_method(cfg: DictConfig, normalisation: Normalisation) -> UQMethod:
     """Build the method of `cfg` (keys backbone, uq, seed) with its initial weights.
 
-    Raises ConfigError where its class declares no family, which reports could not compare with others.
+    Raises ConfigError where its class declares no family, which reports could not compare with others, and where the
+    weights do not fit into memory.
     """
 
     def build_potential(members: int | None, heads: Mapping[str, int]) -> Potential:
@@ -59,9 +61,16 @@ def build_method(cfg: DictConfig, normalisation: Normalisation) -> UQMethod:
         return compile(potential)
 
     require_family(locate_method(cfg.uq))
-    if is_layer(cfg.uq):
-        return config.build(cfg.uq, potential=build_potential(None, {}))
-    return config.build(cfg.uq, build_potential=build_potential)
+    try:
+        if is_layer(cfg.uq):
+            return config.build(cfg.uq, potential=build_potential(None, {}))
+        return config.build(cfg.uq, build_potential=build_potential)
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        if isinstance(error, RuntimeError) and not re.search("allocate|out of memory|overflow|too large", str(error)):
+            raise
+        raise ConfigError(
+            "backbone: its weights do not fit into memory; choose fewer features or layers (backbone.*) or members"
+        ) from error
 
 
 def load_method(run: Run) -> UQMethod:
