@@ -65,8 +65,9 @@ def build_method(cfg: DictConfig, normalisation: Normalisation) -> UQMethod:
         if is_layer(cfg.uq):
             return config.build(cfg.uq, potential=build_potential(None, {}))
         return config.build(cfg.uq, build_potential=build_potential)
-    except (RuntimeError, MemoryError, OverflowError) as error:
-        if isinstance(error, RuntimeError) and not re.search("allocate|out of memory|overflow|too large", str(error)):
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        large = re.search("allocate|out of memory|overflow|too large", str(error), re.IGNORECASE)
+        if isinstance(error, RuntimeError | TypeError) and not large:
             raise
         raise ConfigError(
             "backbone: its weights do not fit into memory; choose fewer features or layers (backbone.*) or members"
