@@ -11,6 +11,7 @@ from ase.data import atomic_masses
 from torch import Tensor
 
 from uqbench.data.structures import Structures
+from uqbench.data.verlet import Geometry
 
 
 @dataclasses.dataclass(eq=False)
@@ -74,6 +75,11 @@ class State:
             kinetic=tensor(per_replica),
             heat=tensor(per_replica),
         )
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where the atoms are."""
+        return Geometry(self.positions, self.cells, self.pbc, self.ptr)
 
     def __len__(self) -> int:
         return len(self.n_atoms)
