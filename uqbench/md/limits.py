@@ -26,8 +26,8 @@ class Limits:
     """What a sound simulation never does.
 
     The two limits on distances are the study's (ammonia: 0.75 and 2.25 Å). The kinetic energy of a sound replica, over
-    kT/2, has a chi-squared distribution with 3N degrees of freedom, whatever the forces (see `md.BAOAB`): its limit is
-    passed by chance with the probability `kinetic_alarm` per step, at every temperature and number of atoms. That holds
+    kT/2, has a chi-squared distribution with 3N degrees of freedom, whatever the forces (`md.langevin.BAOAB`): its
+    limit is passed by chance with probability `kinetic_alarm` per step, at every temperature and size. That holds
     once the start is forgotten: a frame from hotter dynamics heats its replica first. For hundreds of atoms, whose
     kinetic energy hardly fluctuates, that would be an alarm; so none is given below `kinetic_excess` times 3N kT/2.
 

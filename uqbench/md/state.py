@@ -30,7 +30,7 @@ class State:
         positions: (N, 3) Å, never wrapped.
         velocities: (N, 3).
         forces: (N, 3) eV/Å, at the positions; None before a model has been asked.
-        kinetic: (R,) eV, in the middle of the last step; see `md.BAOAB`.
+        kinetic: (R,) eV, in the middle of the last step; see `md.langevin.BAOAB`.
         heat: (R,) eV that the thermostat has brought in so far.
     """
 
