@@ -252,12 +252,12 @@ def test_lists_with_a_skin_hold_exactly_the_pairs_within_the_cutoff(monkeypatch)
     state, cutoff = state_of(molecules), 4.0
     searched, search = [], verlet.pairs_within
 
-    def noted(reach, geometry, systems=None, **rest):
+    def noted(reach, coordinates, systems=None, **rest):
         searched.append(set() if systems is None else set(systems.tolist()))
-        return search(reach, geometry, systems, **rest)
+        return search(reach, coordinates, systems, **rest)
 
     monkeypatch.setattr(verlet, "pairs_within", noted)
-    lists = VerletList(cutoff, state.geometry, skin=0.8)
+    lists = VerletList(cutoff, state.coordinates, skin=0.8)
     rng = np.random.default_rng(3)
     velocity = torch.as_tensor(rng.normal(0, 0.05, state.positions.shape))
     velocity[state.system == 3] = 0.0
@@ -553,7 +553,7 @@ def test_atoms_that_could_come_too_near_unseen_are_refused():
 def codes_at(limits, start, now, speed=1.0):
     """What the criteria say of one replica that moved from one geometry to another."""
     state = state_of([start])
-    criteria, lists = Criteria(limits, state), VerletList(5.0, state.geometry, skin=1.0)
+    criteria, lists = Criteria(limits, state), VerletList(5.0, state.coordinates, skin=1.0)
     state.positions = torch.as_tensor(now.positions)
     state.kinetic = speed * 1.5 * len(start) * state.kT
     codes = criteria.motion(state)

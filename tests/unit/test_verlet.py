@@ -54,9 +54,9 @@ def searches(monkeypatch):
     """How often a list has been made."""
     made, search = [], VerletList._search
 
-    def counted(self, geometry, systems=None):
-        made.append(len(geometry.positions))
-        search(self, geometry, systems)
+    def counted(self, coordinates, systems=None):
+        made.append(len(coordinates.positions))
+        search(self, coordinates, systems)
 
     monkeypatch.setattr(VerletList, "_search", counted)
     return made

@@ -17,7 +17,7 @@ from uqbench.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Geometry:
+class Coordinates:
     """Where the N atoms of S systems are: positions (N, 3), cells (S, 3, 3) in Å, float64; ptr, pbc as in `Batch`."""
 
     positions: Tensor
@@ -30,15 +30,15 @@ class Geometry:
         """System (N,) of each atom."""
         return torch.repeat_interleave(self.ptr.diff())
 
-    def select(self, keep: Tensor) -> Geometry:
+    def select(self, keep: Tensor) -> Coordinates:
         """Return the systems of a mask (S,)."""
         n_atoms = self.ptr.diff()[keep]
         ptr = torch.cat([n_atoms.new_zeros(1), n_atoms.cumsum(0)])
-        return Geometry(self.positions[keep[self.system]], self.cells[keep], self.pbc[keep], ptr)
+        return Coordinates(self.positions[keep[self.system]], self.cells[keep], self.pbc[keep], ptr)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pairs:
+class PairList:
     """P pairs of atoms, sorted by system.
 
     Attributes:
@@ -57,29 +57,31 @@ class Pairs:
         vectors = positions.index_select(0, self.second) - positions.index_select(0, self.first) + self.shifts
         return torch.linalg.vector_norm(vectors, dim=-1)
 
-    def take(self, rows: Tensor) -> Pairs:
+    def take(self, rows: Tensor) -> PairList:
         """Return the pairs with these indices."""
-        return Pairs(*(getattr(self, field.name).index_select(0, rows) for field in dataclasses.fields(self)))
+        return PairList(*(getattr(self, field.name).index_select(0, rows) for field in dataclasses.fields(self)))
 
-    def where(self, chosen: Tensor) -> Pairs:
+    def where(self, chosen: Tensor) -> PairList:
         """Return the pairs of a mask (P,)."""
         return self.take(chosen.nonzero().squeeze(-1))
 
-    def select(self, keep: Tensor, system: Tensor) -> Pairs:
+    def select(self, keep: Tensor, system: Tensor) -> PairList:
         """Return the pairs of the systems of a mask (S,), renumbered; `system` (N,) is that of each atom."""
         number, atom = keep.cumsum(0) - 1, keep[system].cumsum(0) - 1
         kept = self.where(keep[self.system])
-        return Pairs(number[kept.system], atom[kept.first], atom[kept.second], kept.shifts)
+        return PairList(number[kept.system], atom[kept.first], atom[kept.second], kept.shifts)
 
 
-def pairs_within(cutoff: float, geometry: Geometry, systems: Tensor | None = None, *, ordered: bool = False) -> Pairs:
+def pairs_within(
+    cutoff: float, coordinates: Coordinates, systems: Tensor | None = None, *, ordered: bool = False
+) -> PairList:
     """Search all pairs of atoms, images included, closer than `cutoff` in Å; in these systems, or in all.
 
     ordered: whether the order of pairs depends on nothing but the pairs, which takes a sort; the finder's own depends
     on the cutoff.
     """
     positions, cells, pbcs, ptr = (
-        values.cpu().numpy() for values in (geometry.positions, geometry.cells, geometry.pbc, geometry.ptr)
+        values.cpu().numpy() for values in (coordinates.positions, coordinates.cells, coordinates.pbc, coordinates.ptr)
     )
     finder = NeighborList(cutoff=cutoff, full_list=False, sorted=not ordered)
     parts = []
@@ -94,11 +96,11 @@ def pairs_within(cutoff: float, geometry: Geometry, systems: Tensor | None = Non
         shifts = image[:, :1] * cell[0] + image[:, 1:2] * cell[1] + image[:, 2:] * cell[2]
         parts.append((np.full(len(first), s), first + start, second + start, shifts))
     columns = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-    return Pairs(*(torch.from_numpy(column).to(geometry.ptr.device) for column in columns))
+    return PairList(*(torch.from_numpy(column).to(coordinates.ptr.device) for column in columns))
 
 
 class VerletList:
-    """Pairs of neighbours of S systems, searched anew where an atom has moved by half the skin, in its system alone.
+    """PairList of neighbours of S systems, searched anew where an atom has moved by half the skin, in its system alone.
 
     No pair can have come within the cutoff unseen before that. A molecule whose pairs are all in its list needs no
     other list, however far it stretches.
@@ -108,28 +110,30 @@ class VerletList:
         cutoff: Å. skin: Å; how much farther pairs are searched. ordered: as in `pairs_within`.
     """
 
-    def __init__(self, cutoff: float, geometry: Geometry, *, skin: float, ordered: bool = False) -> None:
+    def __init__(self, cutoff: float, coordinates: Coordinates, *, skin: float, ordered: bool = False) -> None:
         self.cutoff, self.skin, self.ordered = cutoff, skin, ordered
-        self._search(geometry)
+        self._search(coordinates)
 
-    def _search(self, geometry: Geometry, systems: Tensor | None = None) -> None:
+    def _search(self, coordinates: Coordinates, systems: Tensor | None = None) -> None:
         """List the pairs of these systems, or of all, anew."""
-        pairs = pairs_within(self.cutoff + self.skin, geometry, systems, ordered=self.ordered)
-        searched_at = geometry.positions.clone()
+        pairs = pairs_within(self.cutoff + self.skin, coordinates, systems, ordered=self.ordered)
+        searched_at = coordinates.positions.clone()
         if systems is not None:
             others = torch.ones_like(self._complete).index_fill(0, systems, False)
             parts = self._listed.where(others[self._listed.system]), pairs
-            joined = Pairs(*(torch.cat([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Pairs)))
+            joined = PairList(
+                *(torch.cat([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(PairList))
+            )
             pairs = joined.take(joined.system.argsort(stable=True))
-            searched_at = torch.where(others[geometry.system].unsqueeze(-1), self._searched.positions, searched_at)
-        self._listed, self._searched = pairs, dataclasses.replace(geometry, positions=searched_at)
-        self._complete = ~geometry.pbc.any(-1)  # which systems have all their pairs in the list
+            searched_at = torch.where(others[coordinates.system].unsqueeze(-1), self._searched.positions, searched_at)
+        self._listed, self._searched = pairs, dataclasses.replace(coordinates, positions=searched_at)
+        self._complete = ~coordinates.pbc.any(-1)  # which systems have all their pairs in the list
         if self._complete.any():  # of atoms with images no list is complete
-            n_atoms = geometry.ptr.diff()
+            n_atoms = coordinates.ptr.diff()
             self._complete &= torch.bincount(pairs.system, minlength=len(n_atoms)) == n_atoms * (n_atoms - 1) // 2
         self._all_complete = bool(self._complete.all())
 
-    def near(self, positions: Tensor, finite: Tensor | None = None) -> tuple[Pairs, Tensor]:
+    def near(self, positions: Tensor, finite: Tensor | None = None) -> tuple[PairList, Tensor]:
         """Return exactly the pairs closer than the cutoff at positions (N, 3), with their distances (P,) in Å.
 
         finite: (S,) masks the systems whose positions are finite, the only ones that are searched; None for all.
@@ -145,7 +149,7 @@ class VerletList:
         distances = self._listed.distances(positions)
         if len(distances) == 0 or distances.max().item() < self.cutoff:
             return self._listed, distances
-        # Pairs in the skin are left out here, not by the envelope of the backbone: nothing is computed for them.
+        # PairList in the skin are left out here, not by the envelope of the backbone: nothing is computed for them.
         rows = (distances < self.cutoff).nonzero().squeeze(-1)
         return self._listed.take(rows), distances.index_select(0, rows)
 
@@ -228,16 +232,16 @@ class DynamicGraph:
                 raise DataError("a periodic direction has no lattice vector; set the cell, or pbc to false")
             if periodic.any() and np.isclose(np.linalg.det(finder_cell(cell, periodic)), 0):
                 raise DataError("the cell has no volume")
-        geometry = Geometry(positions, cells, pbc, ptr)
-        self._list = VerletList(self.cutoff, geometry, skin=self.skin, ordered=True)
-        self._constant = constant(geometry, numbers, self.dtype)
+        coordinates = Coordinates(positions, cells, pbc, ptr)
+        self._list = VerletList(self.cutoff, coordinates, skin=self.skin, ordered=True)
+        self._constant = constant(coordinates, numbers, self.dtype)
 
 
-def constant(geometry: Geometry, numbers: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def constant(coordinates: Coordinates, numbers: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the parts of a `Batch` that stay while atoms move."""
-    index = torch.arange(len(geometry.pbc), device=geometry.ptr.device)
-    per_system = {"cells": geometry.cells.to(dtype), "pbc": geometry.pbc, "index": index}
-    return {"numbers": numbers, "system": geometry.system, "ptr": geometry.ptr, **per_system}
+    index = torch.arange(len(coordinates.pbc), device=coordinates.ptr.device)
+    per_system = {"cells": coordinates.cells.to(dtype), "pbc": coordinates.pbc, "index": index}
+    return {"numbers": numbers, "system": coordinates.system, "ptr": coordinates.ptr, **per_system}
 
 
 def _bytes(values: ArrayLike) -> bytes:

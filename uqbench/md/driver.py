@@ -15,7 +15,7 @@ from torch import Tensor
 
 from uqbench.data.graph import Batch
 from uqbench.data.structures import Structures
-from uqbench.data.verlet import Pairs, VerletList, constant
+from uqbench.data.verlet import PairList, VerletList, constant
 from uqbench.errors import ConfigError
 from uqbench.md.langevin import BAOAB, Noise, thermalise
 from uqbench.md.limits import REASONS, SOUND, Criteria
@@ -122,12 +122,12 @@ class Dynamics:
         self.state, self.noise = state, noise
         self._force_field = force_field
         self._integrator = BAOAB(timestep=protocol.timestep_fs, friction=protocol.friction_per_ps)
-        self._neighbours = VerletList(force_field.cutoff, state.geometry, skin=protocol.skin)
+        self._neighbours = VerletList(force_field.cutoff, state.coordinates, skin=protocol.skin)
         self._criteria = Criteria(protocol.limits, state)
         self._constant = self._constant_of(state)
 
     def _constant_of(self, state: State) -> dict[str, Tensor]:
-        return constant(state.geometry, state.numbers, self._force_field.dtype)
+        return constant(state.coordinates, state.numbers, self._force_field.dtype)
 
     def run(self, steps: int, observer: Observer) -> None:
         """Take that many steps, or as many as there are replicas to take them."""
@@ -144,14 +144,14 @@ class Dynamics:
             self._integrator.kick(self.state, prediction.forces.double())
             observer.observe(step, self.state, prediction)
 
-    def _evaluate(self, state: State, pairs: Pairs, constant: dict[str, Tensor]) -> Prediction:
+    def _evaluate(self, state: State, pairs: PairList, constant: dict[str, Tensor]) -> Prediction:
         # From each replica's first atom: single precision would round positions that have diffused far away.
         positions = state.positions - state.positions[state.start][state.system]
         moving = {"positions": positions, "shifts": pairs.shifts}
         moving = {name: values.to(self._force_field.dtype) for name, values in moving.items()}
         return self._force_field.predict(Batch(first=pairs.first, second=pairs.second, **moving, **constant))
 
-    def _check(self, step: int, observer: Observer) -> Pairs:
+    def _check(self, step: int, observer: Observer) -> PairList:
         """Let exploded replicas go, and return the pairs of the others."""
         codes = self._criteria.motion(self.state)
         sound = codes == SOUND

@@ -12,7 +12,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from uqbench.data.structures import Structures
-from uqbench.data.verlet import Geometry, Pairs, pairs_within
+from uqbench.data.verlet import Coordinates, PairList, pairs_within
 from uqbench.errors import ConfigError, DataError
 from uqbench.md.state import State
 
@@ -79,12 +79,12 @@ class Limits:
                 f"protocol.limits.max_distance: frame {frame} of {frames.origin} is periodic, where no distance is the "
                 "largest; set it to null"
             )
-        geometry = Geometry(*map(torch.from_numpy, (frames.positions, frames.cells, frames.pbc, frames.ptr)))
-        checks = [("min_distance", torch.le, pairs_within(self.min_distance + 1e-6, geometry))]
+        coordinates = Coordinates(*map(torch.from_numpy, (frames.positions, frames.cells, frames.pbc, frames.ptr)))
+        checks = [("min_distance", torch.le, pairs_within(self.min_distance + 1e-6, coordinates))]
         if self.max_distance is not None:
-            checks.append(("max_distance", torch.ge, all_pairs(geometry.ptr)))
+            checks.append(("max_distance", torch.ge, all_pairs(coordinates.ptr)))
         for name, passes, pairs in checks:
-            limit, distances = getattr(self, name), pairs.distances(geometry.positions)
+            limit, distances = getattr(self, name), pairs.distances(coordinates.positions)
             passed = passes(distances, limit).nonzero().flatten()
             if len(passed):
                 pair = passed[0]
@@ -97,12 +97,12 @@ class Limits:
                 )
 
 
-def all_pairs(ptr: Tensor) -> Pairs:
+def all_pairs(ptr: Tensor) -> PairList:
     """All pairs of atoms within each of S systems, without images; ptr (S + 1,) as in `Batch`."""
     blocks = [torch.triu_indices(n, n, 1, device=ptr.device) for n in ptr.diff().tolist()]
     system = torch.repeat_interleave(torch.tensor([block.shape[1] for block in blocks], device=ptr.device))
     first, second = torch.cat(blocks, dim=1) + ptr[system]
-    return Pairs(system, first, second, torch.zeros(len(system), 3, dtype=torch.float64, device=ptr.device))
+    return PairList(system, first, second, torch.zeros(len(system), 3, dtype=torch.float64, device=ptr.device))
 
 
 class Criteria:
@@ -121,11 +121,11 @@ class Criteria:
         self._all_pairs = all_pairs(state.ptr) if limits.max_distance is not None else None
         self._bonds, self._longest = self._find_bonds(state) if limits.bond_stretch is not None else (None, None)
 
-    def _find_bonds(self, state: State) -> tuple[Pairs, Tensor]:
+    def _find_bonds(self, state: State) -> tuple[PairList, Tensor]:
         """Return the bonds at the start and the length in Å at which each is broken."""
         radii = torch.as_tensor(covalent_radii).to(state.positions)[state.numbers]
         reach = self.limits.bond_tolerance * 2 * float(radii.max())
-        pairs = pairs_within(reach, state.geometry)
+        pairs = pairs_within(reach, state.coordinates)
         sums = radii[pairs.first] + radii[pairs.second]
         bonded = pairs.distances(state.positions) < self.limits.bond_tolerance * sums
         return pairs.where(bonded), self.limits.bond_stretch * sums[bonded]
@@ -136,7 +136,7 @@ class Criteria:
         codes = torch.where(state.kinetic > self._highest_kinetic, _code("kinetic_energy"), SOUND)
         return torch.where(finite, codes, _code("not_finite"))
 
-    def geometry(self, state: State, pairs: Pairs, distances: Tensor) -> Tensor:
+    def geometry(self, state: State, pairs: PairList, distances: Tensor) -> Tensor:
         """Return codes (R,) by distances; `pairs`, `distances` (P,) apart, are at least those below min_distance."""
         x = state.positions
         checks = [("min_distance", pairs, distances <= self.limits.min_distance)]

@@ -11,7 +11,7 @@ from ase.data import atomic_masses
 from torch import Tensor
 
 from uqbench.data.structures import Structures
-from uqbench.data.verlet import Geometry
+from uqbench.data.verlet import Coordinates
 
 
 @dataclasses.dataclass(eq=False)
@@ -77,9 +77,9 @@ class State:
         )
 
     @property
-    def geometry(self) -> Geometry:
+    def coordinates(self) -> Coordinates:
         """Where the atoms are."""
-        return Geometry(self.positions, self.cells, self.pbc, self.ptr)
+        return Coordinates(self.positions, self.cells, self.pbc, self.ptr)
 
     def __len__(self) -> int:
         return len(self.n_atoms)
