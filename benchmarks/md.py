@@ -22,9 +22,10 @@ from common import CUTOFF, interleaved, our_model
 
 from uqbench.data.graph import GraphSet
 from uqbench.data.structures import Structures
-from uqbench.md.driver import Dynamics
-from uqbench.md.langevin import BAOAB, Noise, thermalise
+from uqbench.md.driver import Dynamics, ForceField
+from uqbench.md.langevin import Noise, thermalise
 from uqbench.md.limits import Limits
+from uqbench.md.protocol import Protocol
 from uqbench.md.recording import Recorder
 from uqbench.md.state import State
 from uqbench.models.compiled import allocator
@@ -35,6 +36,24 @@ REPLICAS, STEPS, TIMESTEP, FRICTION = 100, 20, 0.5, 10.0
 TEMPERATURE = 1.0  # K: an untrained model lets warm atoms fly into each other; the time of a step is the same
 PICOSECONDS = 10.0
 FORCE_SCALE = 0.01  # eV/Å
+PROTOCOL = Protocol(
+    timestep_fs=TIMESTEP,
+    friction_per_ps=FRICTION,
+    duration_ps=PICOSECONDS,
+    equilibration_ps=0.0,
+    record_every=20,
+    skin=1.0,
+    batch_size=REPLICAS,
+    # Every criterion is looked at, none is met.
+    limits=Limits(
+        min_distance=1e-3,
+        max_distance=1e3,
+        bond_tolerance=1.25,
+        bond_stretch=1e3,
+        kinetic_alarm=1e-300,
+        kinetic_excess=1.0,
+    ),
+)
 
 
 def frames() -> Structures:
@@ -79,25 +98,11 @@ def batched(potential: Potential, start: Structures) -> Dynamics:
         return Prediction(output.energy, output.forces, None, None, score, output.energy)
 
     state = State.at_rest(start, np.full(REPLICAS, units.kB * TEMPERATURE), np.arange(REPLICAS), "cpu")
-    thermalise(state, Noise(0, [("velocities", k) for k in range(REPLICAS)], state.counts, "cpu")())
-    return Dynamics(
-        state,
-        predict=predict,
-        dtype=torch.float32,
-        cutoff=CUTOFF,
-        skin=1.0,
-        integrator=BAOAB(timestep=TIMESTEP, friction=FRICTION),
-        noise=Noise(0, [("noise", k) for k in range(REPLICAS)], state.counts, "cpu"),
-        # Every criterion is looked at, none is met.
-        limits=Limits(
-            min_distance=1e-3,
-            max_distance=1e3,
-            bond_tolerance=1.25,
-            bond_stretch=1e3,
-            kinetic_alarm=1e-300,
-            kinetic_excess=1.0,
-        ),
+    velocities, noise = (
+        Noise(0, [(purpose, k) for k in range(REPLICAS)], state.n_atoms, "cpu") for purpose in ("velocities", "noise")
     )
+    thermalise(state, velocities())
+    return Dynamics(state, ForceField(predict, torch.float32, "cpu", CUTOFF), PROTOCOL, noise)
 
 
 def single(potential: Potential, start: Structures) -> Langevin:
@@ -122,9 +127,7 @@ def main() -> None:
     potential = our_model("painn", start).eval()
     dynamics, ase = batched(potential, start), single(potential, start)
     starts = pd.DataFrame({"temperature": TEMPERATURE, "replica": range(REPLICAS), "frame": start.ids, "n_atoms": 4})
-    recorder = Recorder(
-        starts, timestep=TIMESTEP, every=20, keep=20, variance=np.square, tick=lambda step, running: None
-    )
+    recorder = Recorder(starts, PROTOCOL, keep=20, variance=np.square)
     all_at_once, one_by_one = interleaved(
         [lambda: dynamics.run(STEPS, recorder), lambda: ase.run(STEPS)], options.repeats
     )

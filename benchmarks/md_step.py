@@ -6,13 +6,31 @@ import numpy as np
 from ase import units
 from common import BACKBONES, CUTOFF, Race, Workloads, our_model, peer_model, ready_peer, resident
 
-from uqbench.md.driver import Dynamics
-from uqbench.md.langevin import BAOAB, Noise
+from uqbench.md.driver import Dynamics, ForceField
+from uqbench.md.langevin import Noise
 from uqbench.md.limits import Limits
+from uqbench.md.protocol import Protocol
 from uqbench.md.state import State
 from uqbench.uq.base import Prediction
 
 STEPS = 5  # of a call; the neighbour list is made once in it and lasts, as it does for longer
+PROTOCOL = Protocol(
+    timestep_fs=1.0,
+    friction_per_ps=10.0,
+    duration_ps=1e-3 * STEPS,
+    equilibration_ps=0.0,
+    record_every=1,
+    skin=1.0,
+    batch_size=1,
+    limits=Limits(
+        min_distance=1e-3,
+        max_distance=None,
+        bond_tolerance=1.25,
+        bond_stretch=None,
+        kinetic_alarm=1e-300,
+        kinetic_excess=1.0,
+    ),
+)
 TEMPERATURE = 1.0  # K: an untrained model lets warm atoms fly into each other; the time of a step is the same
 
 
@@ -38,18 +56,11 @@ def race(kind: str, workload: str) -> Race:
         # An untrained network's forces are no physics: next to none move the atoms.
         return Prediction(output.energy, 1e-3 * output.forces, None, None, score, output.energy)
 
+    force_field = ForceField(predict, batch.positions.dtype, "cpu", CUTOFF)
+
     def ours() -> None:
         state = State.at_rest(frames, np.full(1, units.kB * TEMPERATURE), np.arange(1), "cpu")
-        Dynamics(
-            state,
-            predict=predict,
-            dtype=batch.positions.dtype,
-            cutoff=CUTOFF,
-            skin=1.0,
-            integrator=BAOAB(timestep=1.0, friction=10.0),
-            noise=Noise(0, [("noise", 0)], state.n_atoms, "cpu"),
-            limits=Limits(1e-3, None, bond_tolerance=1.25, bond_stretch=None, kinetic_alarm=1e-300, kinetic_excess=1.0),
-        ).run(STEPS, Silent())
+        Dynamics(state, force_field, PROTOCOL, Noise(0, [("noise", 0)], state.n_atoms, "cpu")).run(STEPS, Silent())
 
     peer = peer_model(kind)
     if peer is None:

@@ -14,7 +14,7 @@ from vesin import NeighborList
 
 from uqbench.data.graph import neighbour_lists
 from uqbench.data.structures import Structures
-from uqbench.data.verlet import VerletList
+from uqbench.data.verlet import DynamicGraph
 
 SYSTEMS = ("ethanol x 1", "silica 576 x 1")
 STEP = 0.02  # Å, as far as atoms go in a femtosecond or two
@@ -30,13 +30,13 @@ def search(frames: Structures) -> Race:
 
 def follow(frames: Structures) -> Race:
     """Return the next batch of a Verlet list for atoms that move, and a new search by vesin at every step."""
-    verlet = VerletList(CUTOFF, skin=SKIN, dtype=torch.float32, device="cpu")
+    graph = DynamicGraph(CUTOFF, skin=SKIN, dtype=torch.float32, device="cpu")
     finder = NeighborList(cutoff=CUTOFF, full_list=False)
     rng = np.random.default_rng(0)
     moves = [frames.positions + rng.uniform(-STEP, STEP, frames.positions.shape) for _ in range(16)]
     ours, theirs = itertools.cycle(moves), itertools.cycle(moves)
     return Race(
-        lambda: verlet.batch(frames.numbers, next(ours), frames.cells[0], frames.pbc[0]),
+        lambda: graph.batch(frames.numbers, next(ours), ptr=frames.ptr, cells=frames.cells, pbc=frames.pbc),
         lambda: finder.compute(next(theirs), frames.cells[0], frames.pbc[0], quantities="ijS"),
         "vesin",
         flops=0,

@@ -101,11 +101,11 @@ def estimate(cfg: DictConfig) -> Cost:
     simulations = 0.0
     for wanted in (cfg.get("evaluations") or {}).values():
         if wanted is not None and "replicas" in wanted.evaluation:
-            run = wanted.evaluation
-            replicas = len(run.temperatures) * run.replicas
-            each = _prediction(method, train, min(replicas, run.batch_size))
-            batches = math.ceil(replicas / run.batch_size)
-            simulations += rounds * batches * each * 1e3 * run.duration_ps / run.timestep_fs
+            protocol = wanted.evaluation.protocol
+            replicas = len(wanted.evaluation.temperatures) * wanted.evaluation.replicas
+            each = _prediction(method, train, min(replicas, protocol.batch_size))
+            batches = math.ceil(replicas / protocol.batch_size)
+            simulations += rounds * batches * each * 1e3 * protocol.duration_ps / protocol.timestep_fs
     return Cost(step, training, simulations)
 
 

@@ -71,6 +71,16 @@ def built(group: str, name: str, **changes: object) -> Any:
     return config.build(OmegaConf.merge(OmegaConf.load(CONF / group / f"{name}.yaml"), changes), slot=group)
 
 
+def simulating(group: str, name: str, **changes: object) -> DictConfig:
+    """The YAML of an option with a protocol, with some of its values changed; those of the protocol by bare names."""
+    settings = OmegaConf.load(CONF / group / f"{name}.yaml")
+    settings.pop("defaults", None)
+    for key, value in changes.items():
+        nodes = (settings, settings.protocol, settings.protocol.limits)
+        next(node for node in nodes if key in node)[key] = value
+    return settings
+
+
 def graphs_of(structures: Structures, cutoff: float = 5.0) -> GraphSet:
     """All frames as graphs in float64."""
     return GraphSet(structures, cutoff, dtype=torch.float64)

@@ -5,6 +5,7 @@
 >>> atoms.calc = model.calculator()                            # for everything in ASE
 >>> atoms.get_potential_energy(), atoms.get_forces()           # eV, eV/Å
 >>> atoms.calc.get_property("forces_std", atoms)               # (N,) eV/Å per component, calibrated
+>>> model.torchsim()                                           # for torch-sim: many systems in one batch
 >>> predictions = model.predict(frames)                        # many frames at once: Atoms, a list, Structures
 >>> predictions.energy, predictions.energy_std, predictions.forces, predictions.forces_std, predictions.score
 >>> predictions.write("predictions.extxyz")                    # or .parquet, .csv; PredictionSet.read reads them

@@ -10,7 +10,7 @@ from uqbench.errors import DataError
 pytestmark = pytest.mark.numerics
 
 # Cheaper versions of the settings that only make an acquisition longer.
-SHORT = {"adversarial": {"steps": 4}, "md": {"timestep_fs": 0.02, "duration_ps": 4e-4, "record_every": 4}}
+SHORT = {"adversarial": {"steps": 4}, "md": {"protocol": {"timestep_fs": 0.02, "duration_ps": 4e-4, "record_every": 4}}}
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,15 @@ from ase.md.langevin import Langevin
 from helpers import options, small_method
 from scipy import stats
 
+from uqbench.data import verlet
 from uqbench.data.graph import GraphSet, neighbour_lists
 from uqbench.data.structures import Structures
+from uqbench.data.verlet import VerletList
 from uqbench.errors import ConfigError, DataError
-from uqbench.md import neighbours as neighbours_module
-from uqbench.md.driver import Dynamics
+from uqbench.md.driver import Dynamics, ForceField, simulate
 from uqbench.md.langevin import BAOAB, Noise, thermalise
-from uqbench.md.limits import REASONS, Limits, Watch, all_pairs
-from uqbench.md.neighbours import Neighbours
+from uqbench.md.limits import REASONS, Criteria, Limits, all_pairs
+from uqbench.md.protocol import Protocol
 from uqbench.md.state import State
 from uqbench.uq.base import Prediction
 
@@ -102,7 +103,7 @@ def test_the_mean_temperature_of_anharmonic_molecules_is_right_within_one_percen
     n = 500
     state = state_of([ammonia(spread=0.03, seed=seed) for seed in range(2 * n)], units.kB * np.repeat([300, 900], n))
     one = state_of([ammonia()])
-    forces = springs(all_pairs(state), all_pairs(one).lengths(one).repeat(2 * n), 20.0, 200.0)
+    forces = springs(all_pairs(state.ptr), all_pairs(one.ptr).distances(one.positions).repeat(2 * n), 20.0, 200.0)
     noise = Noise(1, [("test", k) for k in range(2 * n)], state.n_atoms, "cpu")
     thermalise(state, noise())
     state.forces = forces(state.positions)
@@ -174,8 +175,8 @@ def test_the_energies_are_distributed_as_with_ases_langevin():
 @pytest.mark.parametrize("friction", [0.0, 10.0])
 def test_energy_minus_heat_is_conserved(friction):
     state = state_of([ammonia(spread=0.02)])
-    pairs = all_pairs(state)
-    lengths = all_pairs(state_of([ammonia()])).lengths(state_of([ammonia()]))
+    pairs = all_pairs(state.ptr)
+    lengths = pairs.distances(state_of([ammonia()]).positions)
     forces = springs(pairs, lengths, 20.0)
     noise = Noise(0, [("test",)], state.n_atoms, "cpu")
     thermalise(state, noise())
@@ -185,7 +186,7 @@ def test_energy_minus_heat_is_conserved(friction):
     for _ in range(2000):
         integrator.drift(state, noise())
         integrator.kick(state, forces(state.positions))
-        potential = (10.0 * (pairs.lengths(state) - lengths).square()).sum()
+        potential = (10.0 * (pairs.distances(state.positions) - lengths).square()).sum()
         heat.append(float(state.heat))
         energies.append(float(potential + state.kinetic_energy(state.velocities) - state.heat))
     assert np.ptp(energies) < 2e-3 * 6 * KT  # of order (ω Δt)²
@@ -240,7 +241,7 @@ def chain(n: int) -> Atoms:
 
 def described(state, pairs, distances, replica):
     """Sorted distances with their atoms, whatever the order of pairs."""
-    own = pairs.replica == replica
+    own = pairs.system == replica
     start = state.start[replica]
     atoms = torch.stack([pairs.first[own] - start, pairs.second[own] - start]).sort(dim=0).values
     return sorted(zip(*atoms.tolist(), distances[own].round(decimals=9).tolist(), strict=True))
@@ -249,12 +250,14 @@ def described(state, pairs, distances, replica):
 def test_lists_with_a_skin_hold_exactly_the_pairs_within_the_cutoff(monkeypatch):
     molecules = [ammonia(), slab(np.random.default_rng(0)), chain(9), slab(np.random.default_rng(1))]
     state, cutoff = state_of(molecules), 4.0
-    built = []
-    original = neighbours_module.pairs_within
-    monkeypatch.setattr(
-        neighbours_module, "pairs_within", lambda s, c, chosen: built.append(chosen.tolist()) or original(s, c, chosen)
-    )
-    lists = Neighbours(state, cutoff=cutoff, skin=0.8)
+    searched, search = [], verlet.pairs_within
+
+    def noted(reach, coordinates, systems=None, **rest):
+        searched.append(set() if systems is None else set(systems.tolist()))
+        return search(reach, coordinates, systems, **rest)
+
+    monkeypatch.setattr(verlet, "pairs_within", noted)
+    lists = VerletList(cutoff, state.coordinates, skin=0.8)
     rng = np.random.default_rng(3)
     velocity = torch.as_tensor(rng.normal(0, 0.05, state.positions.shape))
     velocity[state.system == 3] = 0.0
@@ -262,10 +265,11 @@ def test_lists_with_a_skin_hold_exactly_the_pairs_within_the_cutoff(monkeypatch)
         state.positions = state.positions + velocity
         if step == 30:
             keep = torch.tensor([True, True, False, True])
-            lists.select(state, keep)
+            lists.select(keep)
+            searched_before = len(searched)
             velocity = velocity[keep[state.system]]
             state = state.select(keep)
-        pairs, distances = lists.near(state, torch.ones_like(state.ids, dtype=torch.bool))
+        pairs, distances = lists.near(state.positions)
         frames = Structures(
             numbers=state.numbers.numpy(), positions=state.positions.numpy(), cells=state.cells.numpy(),
             pbc=state.pbc.numpy(), ptr=state.ptr.numpy(), ids=state.ids.numpy(), origin="fresh",
@@ -280,11 +284,9 @@ def test_lists_with_a_skin_hold_exactly_the_pairs_within_the_cutoff(monkeypatch)
             found = described(state, pairs, distances, replica)
             assert [row[:2] for row in found] == [row[:2] for row in expected]
             np.testing.assert_allclose([row[2] for row in found], [row[2] for row in expected], atol=1e-8)
-    renewed = np.array([chosen for chosen in built[1:] if len(chosen) == 4])
-    assert len(renewed) and 1 < len(built) < 61
-    assert not renewed[:, 0].any()  # all pairs of the small molecule were listed at once
-    assert not renewed[:, 3].any()  # whose atoms did not move
-    assert renewed[:, 1].any() and renewed[:, 2].any()
+    assert 1 < len(searched) < 61
+    # Neither the small molecule, all pairs of which were listed at once, nor the atoms that did not move.
+    assert set.union(*searched[1:searched_before]) == {1, 2}
 
 
 @pytest.mark.parametrize("backbone", options("backbone"))
@@ -353,16 +355,15 @@ def running(state, predict=toy, cutoff=2.0, skin=1.0, seed=0, dtype=torch.float6
     streams = [("noise", int(number)) for number in state.ids]
     velocities = Noise(seed, [("velocities", int(number)) for number in state.ids], state.n_atoms, "cpu")
     thermalise(state, velocities())
-    return Dynamics(
-        state,
-        predict=predict,
-        dtype=dtype,
-        cutoff=cutoff,
-        skin=skin,
-        integrator=BAOAB(timestep=0.5, friction=10.0),
-        noise=Noise(seed, streams, state.n_atoms, "cpu"),
-        limits=Limits(**{**LOOSE, "min_distance": 0.3, "bond_stretch": 1.6, **limits}),
-    )
+    protocol = protocol_of(skin=skin, limits=Limits(**{**LOOSE, "min_distance": 0.3, "bond_stretch": 1.6, **limits}))
+    noise = Noise(seed, streams, state.n_atoms, "cpu")
+    return Dynamics(state, ForceField(predict, dtype, "cpu", cutoff), protocol, noise)
+
+
+def protocol_of(**changes) -> Protocol:
+    settings = {"timestep_fs": 0.5, "friction_per_ps": 10.0, "duration_ps": 0.1, "equilibration_ps": 0.0, "skin": 1.0}
+    settings |= {"record_every": 1, "batch_size": 1000, "limits": Limits(**LOOSE, min_distance=0.3)}
+    return Protocol(**{**settings, **changes})
 
 
 def lithium() -> Atoms:
@@ -464,19 +465,100 @@ def test_forces_beyond_reason_end_one_replica_only(bad):
     assert torch.equal(trace.positions(0)[-1], quiet.positions(0)[-1])
 
 
+# ---------------------------------------------------------------------------------------------- protocols
+
+
+def test_a_protocol_counts_whole_steps():
+    protocol = protocol_of(duration_ps=0.1, timestep_fs=0.3, equilibration_ps=0.02, record_every=10)
+    assert protocol.steps == 333 and protocol.duration == pytest.approx(0.0999)
+    assert [step for step in range(334) if protocol.records(step)] == list(range(0, 334, 10))
+    # The first 67 steps are equilibration, and the start never counts.
+    assert [step for step in range(334) if protocol.analyses(step)] == list(range(70, 334, 10))
+    assert not protocol_of().analyses(0) and protocol_of().analyses(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timestep_fs": 0.0}, "protocol.timestep_fs: must be > 0, got 0.0"),
+        ({"timestep_fs": float("nan")}, "protocol.timestep_fs: must be > 0, got nan"),
+        ({"duration_ps": float("inf")}, "protocol.duration_ps: must be > 0, got inf"),
+        ({"skin": -1.0}, "protocol.skin: must be > 0, got -1.0"),
+        ({"friction_per_ps": -0.1}, "protocol.friction_per_ps: must be >= 0, got -0.1"),
+        ({"equilibration_ps": -0.1}, "protocol.equilibration_ps: must be >= 0, got -0.1"),
+        ({"record_every": 0}, "protocol.record_every: must be >= 1, got 0"),
+        ({"batch_size": 0}, "protocol.batch_size: must be >= 1, got 0"),
+        ({"record_every": 201}, "protocol.duration_ps: 0.1 ps are 200 steps of 0.5 fs, fewer than record_every (201)"),
+        (
+            {"equilibration_ps": 0.1},
+            "protocol.equilibration_ps: 0.1 ps of 0.1 ps leave no frame to analyse, one in 1 steps of 0.5 fs",
+        ),
+    ],
+)
+def test_protocols_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(ConfigError) as error:
+        protocol_of(**change)
+    assert str(error.value) == message
+
+
+def test_equilibration_may_last_until_the_last_record():
+    assert protocol_of(equilibration_ps=0.0994, record_every=100).analyses(200)
+    with pytest.raises(ConfigError, match="protocol.equilibration_ps"):
+        protocol_of(equilibration_ps=0.08, record_every=150)  # 160 steps, and the last record is that of 150
+
+
+def test_replicas_are_simulated_in_batches_of_the_protocol():
+    """Whatever runs at once: each replica has its own temperature, streams, and a number that it keeps."""
+    frames = frames_of([chain(3), lithium(), chain(6), chain(3), lithium()])
+    streams, temperatures = [(k, "replica") for k in range(5)], np.array([300.0, 300.0, 900.0, 300.0, 100.0])
+    limits = Limits(**{**LOOSE, "bond_stretch": 1.6, "min_distance": 0.3})
+
+    def trace_of(batch_size, rows=slice(None)):
+        trace = Trace()
+        simulate(
+            frames[rows],
+            temperatures[rows],
+            streams[rows],
+            force_field=ForceField(toy, torch.float64, "cpu", 2.0),
+            protocol=protocol_of(batch_size=batch_size, limits=limits),
+            seed=0,
+            observer=trace,
+        )
+        return trace
+
+    together, parts, alone = trace_of(5), trace_of(2), trace_of(1, slice(2, 3))
+    assert sorted(together.ends) == sorted(parts.ends) == [1, 4]
+    assert [step for step, _, _ in parts.steps].count(0) == 3
+    for replica in range(5):
+        assert all(map(torch.equal, together.positions(replica), parts.positions(replica)))
+    assert all(map(torch.equal, together.positions(2), alone.positions(0)))
+
+
+def test_atoms_that_could_come_too_near_unseen_are_refused():
+    with pytest.raises(ConfigError, match=r"limits.min_distance: must be below the cutoff .* \(2.0 Å\), got 2.0"):
+        simulate(
+            frames_of([chain(3)]),
+            np.array([300.0]),
+            [("only",)],
+            force_field=ForceField(toy, torch.float64, "cpu", 2.0),
+            protocol=protocol_of(limits=Limits(**LOOSE, min_distance=2.0)),
+            seed=0,
+            observer=Trace(),
+        )
+
+
 # ---------------------------------------------------------------------------------------------- explosions
 
 
 def codes_at(limits, start, now, speed=1.0):
-    """What the watch says of one replica that moved from one geometry to another."""
+    """What the criteria say of one replica that moved from one geometry to another."""
     state = state_of([start])
-    watch = Watch(limits, state)
+    criteria, lists = Criteria(limits, state), VerletList(5.0, state.coordinates, skin=1.0)
     state.positions = torch.as_tensor(now.positions)
     state.kinetic = speed * 1.5 * len(start) * state.kT
-    everyone = torch.ones_like(state.ids, dtype=torch.bool)
-    codes = watch.motion(state)
+    codes = criteria.motion(state)
     if not codes.any():
-        codes = watch.geometry(state, *Neighbours(state, cutoff=5.0, skin=1.0).near(state, everyone))
+        codes = criteria.geometry(state, *lists.near(state.positions))
     return "" if codes[0] == 0 else REASONS[int(codes[0]) - 1]
 
 
@@ -523,8 +605,7 @@ def test_the_kinetic_alarm_is_false_as_often_as_it_says(n_atoms, temperature):
     limits = Limits(**{**LOOSE, "min_distance": 0.3, "kinetic_alarm": alarm})
     state = State.at_rest(frames_of([chain(n_atoms)] * n), np.full(n, units.kB * temperature), np.arange(n), "cpu")
     thermalise(state, torch.as_tensor(np.random.default_rng(0).standard_normal((n * n_atoms, 3))))
-    watch = Watch(limits, state)
-    count = int((watch.motion(state) > 0).sum())
+    count = int((Criteria(limits, state).motion(state) > 0).sum())
     low, high = stats.binom(n, alarm).ppf([1e-4, 1 - 1e-4])
     assert low <= count <= high
     assert codes_at(limits, chain(n_atoms), chain(n_atoms), speed=0.99 * bound(n_atoms, alarm)) == ""
@@ -562,13 +643,13 @@ def test_starts_outside_of_the_limits_are_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"min_distance": 0.0}, "evaluation.min_distance"),
-        ({"max_distance": 0.5}, "evaluation.max_distance"),
-        ({"bond_tolerance": 0.0}, "evaluation.bond_tolerance"),
-        ({"bond_stretch": 1.2}, "evaluation.bond_stretch"),
-        ({"kinetic_alarm": 0.0}, "evaluation.kinetic_alarm"),
-        ({"kinetic_alarm": 0.5}, "evaluation.kinetic_alarm"),
-        ({"kinetic_excess": 0.5}, "evaluation.kinetic_excess"),
+        ({"min_distance": 0.0}, "protocol.limits.min_distance"),
+        ({"max_distance": 0.5}, "protocol.limits.max_distance"),
+        ({"bond_tolerance": 0.0}, "protocol.limits.bond_tolerance"),
+        ({"bond_stretch": 1.2}, "protocol.limits.bond_stretch"),
+        ({"kinetic_alarm": 0.0}, "protocol.limits.kinetic_alarm"),
+        ({"kinetic_alarm": 0.5}, "protocol.limits.kinetic_alarm"),
+        ({"kinetic_excess": 0.5}, "protocol.limits.kinetic_excess"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(change, message):

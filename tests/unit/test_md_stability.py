@@ -1,7 +1,10 @@
 """The evaluation `md`: from a trained method to rows, files and figures."""
 
 import io
+import json
+import shutil
 import types
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -9,11 +12,12 @@ import pandas as pd
 import pytest
 import torch
 from ase import units
-from helpers import CONF, small_method
+from helpers import simulating, small_method
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from test_md import chain, frames_of, lithium, toy
 
+import uqbench
 from uqbench import config
 from uqbench.errors import ConfigError, DataError
 from uqbench.evaluations.md import Stability
@@ -21,6 +25,8 @@ from uqbench.figures import dynamics as figures
 from uqbench.inference.calibration import Calibration
 from uqbench.inference.trained_model import TrainedModel
 from uqbench.md import outcome
+from uqbench.report import reading
+from uqbench.runs import experiment, run_dir
 from uqbench.runs.metrics_table import write_metrics
 from uqbench.runs.run_dir import RunDir
 from uqbench.runs.tables import READERS, render
@@ -29,14 +35,12 @@ from uqbench.uq.calibration import ConformalCalibration, LinearCalibration, Scor
 pytestmark = pytest.mark.numerics
 
 LABELS = {"dataset": "toy", "subset": None, "backbone": "none", "uq": "none", "seed": 0}
+OLD = Path(__file__).parents[1] / "data/runs_of_0.1/train/quickstart-ethanol/painn_small/ensemble/seed0-cdb97305"
 FEW = {"replicas": 4, "duration_ps": 0.05, "equilibration_ps": 0.01, "record_every": 5}
 
 
 def stability(**changes) -> Stability:
-    settings = OmegaConf.load(CONF / "evaluation" / "md.yaml")
-    for key, value in {**FEW, **changes}.items():
-        settings[key] = value
-    return config.build(settings, slot="evaluation")
+    return config.build(simulating("evaluation", "md", **{**FEW, **changes}), slot="evaluation")
 
 
 class ToyMethod(torch.nn.Module):
@@ -293,17 +297,17 @@ def test_figures_show_every_temperature():
         ({"temperatures": [300, 300]}, "evaluation.temperatures"),
         ({"temperatures": [-1]}, "evaluation.temperatures"),
         ({"replicas": 0}, "evaluation.replicas"),
-        ({"friction_per_ps": -1.0}, "evaluation.friction_per_ps"),
-        ({"timestep_fs": 0.0}, "evaluation.timestep_fs"),
-        ({"duration_ps": 0.001}, "evaluation.duration_ps"),
-        ({"equilibration_ps": 1.0}, "evaluation.equilibration_ps"),
-        ({"record_every": 0}, "evaluation.record_every"),
+        ({"friction_per_ps": -1.0}, "protocol.friction_per_ps"),
+        ({"timestep_fs": 0.0}, "protocol.timestep_fs"),
+        ({"duration_ps": 0.001}, "protocol.duration_ps"),
+        ({"equilibration_ps": 1.0}, "protocol.equilibration_ps"),
+        ({"record_every": 0}, "protocol.record_every"),
         ({"keep_frames": 0}, "evaluation.keep_frames"),
         ({"warning_frames": 0}, "evaluation.warning_frames"),
-        ({"batch_size": 0}, "evaluation.batch_size"),
-        ({"skin": 0.0}, "evaluation.skin"),
+        ({"batch_size": 0}, "protocol.batch_size"),
+        ({"skin": 0.0}, "protocol.skin"),
         ({"seed": -1}, "evaluation.seed"),
-        ({"max_distance": 0.1}, "evaluation.max_distance"),
+        ({"max_distance": 0.1}, "protocol.limits.max_distance"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, message):
@@ -315,8 +319,8 @@ def test_settings_that_make_no_sense_are_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_distance": 2.5}, r"evaluation.max_distance: 2.5 Å .* frame 0 of split 'test' atoms 0 and 2"),
-        ({"min_distance": 1.44}, r"evaluation.min_distance: 1.44 Å .* atoms 0 and 1 are 1.432 Å"),
+        ({"max_distance": 2.5}, r"protocol.limits.max_distance: 2.5 Å .* frame 0 of split 'test' atoms 0 and 2"),
+        ({"min_distance": 1.44}, r"protocol.limits.min_distance: 1.44 Å .* atoms 0 and 1 are 1.432 Å"),
         ({"start_frame": 17}, r"evaluation.start_frame: no frame 17 .* 0, 1, 2"),
     ],
 )
@@ -330,5 +334,80 @@ def test_units_of_time_and_temperature():
     """A free atom drifts with its velocity: 1 ps is 1000 fs, and 300 K are 3/2 kB 300 K of kinetic energy."""
     kinetic = 1.5 * units.kB * 300
     assert kinetic == pytest.approx(0.0388, abs=1e-4)
-    assert stability(duration_ps=1.0, timestep_fs=0.5).steps == 2000
-    assert stability(duration_ps=1.0, timestep_fs=0.5).duration == pytest.approx(1.0)
+    protocol = stability(duration_ps=1.0, timestep_fs=0.5).protocol
+    assert protocol.steps == 2000 and protocol.duration == pytest.approx(1.0)
+
+
+def test_a_protocol_is_nothing_else():
+    for name, message in {
+        "uqbench.md.limits.Limits": "expected a Protocol",
+        "os.system": "'os.system' is not trusted",
+    }.items():
+        settings = simulating("evaluation", "md")
+        settings.protocol._target_ = name
+        with pytest.raises(ConfigError, match=f"evaluation.protocol._target_: .*{message}"):
+            config.build(OmegaConf.create({"evaluation": settings}).evaluation)
+    settings = simulating("evaluation", "md", duration_ps="long")
+    del settings.protocol.limits.min_distance
+    with pytest.raises(ConfigError) as error:
+        config.build(OmegaConf.create({"evaluation": settings}).evaluation)
+    assert str(error.value).splitlines() == [
+        "evaluation.protocol.duration_ps: expected a number, got 'long'",
+        "evaluation.protocol.limits.min_distance: missing; uqbench.md.limits.Limits needs it",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- earlier versions
+
+FLAT = """
+_target_: uqbench.simulate.stability.Stability
+temperatures: [300]
+replicas: 4
+start_frame: null
+duration_ps: 1.0
+timestep_fs: 0.5
+friction_per_ps: 10.0
+min_distance: 0.75
+max_distance: null
+bond_tolerance: 1.25
+bond_stretch: null
+kinetic_alarm: 1.0e-12
+kinetic_excess: 4.0
+record_every: 20
+keep_frames: 20
+equilibration_ps: 0.2
+warning_frames: 5
+skin: 1.0
+batch_size: 200
+seed: 0
+"""
+
+
+def test_a_model_that_was_trained_with_the_former_keys_of_dynamics_loads_and_can_be_evaluated(tmp_path):
+    folder = shutil.copytree(OLD, tmp_path / "run")
+    stored = OmegaConf.load(folder / "config.yaml")
+    stored.evaluations = {"stability": {"split": "test", "evaluation": OmegaConf.create(FLAT)}}
+    OmegaConf.save(stored, folder / "config.yaml")
+    info = json.loads((folder / "run.json").read_text())
+    info["files"]["config.yaml"] = (folder / "config.yaml").stat().st_size
+    (folder / "run.json").write_text(json.dumps(info))
+    assert uqbench.load(folder).elements == ["H", "C", "O"]
+    settings = simulating("evaluation", "md", **FEW | {"replicas": 1, "temperatures": [10], "duration_ps": 0.02})
+    asked = {"command": "evaluate", "seed": 0, "outputs": str(tmp_path), "data_root": None, "kernels": "auto"}
+    asked |= {"run": str(folder), "split": "test", "dataset": None, "evaluation": settings}
+    evaluated = experiment.evaluate(OmegaConf.create(asked), {"evaluation": "md"})
+    assert "md" in set(evaluated.read_csv("metrics.csv").target)
+
+
+def test_tables_of_an_evaluation_with_the_former_keys_can_be_read(carbon, tmp_path, undrawn):
+    settings = OmegaConf.create({**LABELS, "command": "evaluate", "evaluation": OmegaConf.create(FLAT)})
+    place = {name: LABELS[name] for name in ("dataset", "backbone", "uq", "seed")}
+    with RunDir.open(root=tmp_path, command="evaluate", config=settings, **place) as run:
+        rows = stability().evaluate(run, trained(), carbon, split="test", title="toy")
+        write_metrics(run, rows, command="evaluate", split="test", labels=LABELS)
+        run.update(labels=LABELS)
+        run.finish()
+    config.require_slots(run_dir.read(run.path).config)
+    record, table = reading.read(run.path)
+    assert record.settings["evaluation.duration_ps"] == 1 and table.num_rows == len(rows)
+    assert len(pd.read_parquet(run.path / "md.parquet"))

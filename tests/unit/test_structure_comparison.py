@@ -8,8 +8,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
-from helpers import CONF
-from omegaconf import OmegaConf
+from helpers import simulating
 from scipy import stats
 from test_md_stability import opened, trained
 
@@ -69,11 +68,7 @@ def argon(n=2):
 
 
 def evaluation(oracle, **changes):
-    settings = OmegaConf.load(CONF / "evaluation" / "structure.yaml")
-    del settings["defaults"]
-    for key, value in {**FEW, **changes}.items():
-        settings[key] = value
-    return config.build(settings, slot="evaluation", oracle=oracle)
+    return config.build(simulating("evaluation", "structure", **{**FEW, **changes}), slot="evaluation", oracle=oracle)
 
 
 def evaluated(folder, model, oracle, **changes):
@@ -134,7 +129,7 @@ def _rows(ours, references):
     means = [
         _described(np.mean([one.distributions[18, 18].g for one in side if one], axis=0)) for side in (ours, references)
     ]
-    return {row["metric"]: row for row in structure_differences.rows_of("all", means[0], ours, means[1], references)}
+    return {row["metric"]: row for row in structure_differences.rows_of("all", *means, ours, references)}
 
 
 def test_the_interval_of_a_difference_without_change_of_sign_is_that_of_a_mean():
@@ -166,7 +161,7 @@ def test_shares_are_of_the_commonest_number_of_the_reference():
     crystal, gas = argon(1), Structures.from_atoms([_dimer()], origin="dimer")
     reference = describe(crystal, reach=5.0, bins=50)
     ours = describe(gas, reach=5.0, bins=50, bond=reference.bond, cutoff=reference.cutoff)
-    rows = structure_differences.rows_of("all", ours, [ours, None], reference)
+    rows = structure_differences.rows_of("all", ours, reference, [ours, None])
     values = {row["metric"]: row["value"] for row in rows}
     assert values["survival"] == 0.5 and values["Ar_with_12_Ar"] == 0 and values["Ar_with_12_Ar_reference"] == 1
 

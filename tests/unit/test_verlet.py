@@ -9,7 +9,7 @@ from ase.neighborlist import neighbor_list
 from helpers import options, small_method
 
 from uqbench.data.structures import Structures
-from uqbench.data.verlet import VerletList
+from uqbench.data.verlet import DynamicGraph, VerletList
 from uqbench.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.numerics
@@ -28,11 +28,17 @@ SYSTEMS = {
 
 
 def verlet(skin, dtype=torch.float64, cutoff=CUTOFF):
-    return VerletList(cutoff, skin=skin, dtype=dtype, device="cpu")
+    return DynamicGraph(cutoff, skin=skin, dtype=dtype, device="cpu")
 
 
-def batch_of(pairs, atoms):
-    return pairs.batch(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+def batch_of(pairs, *systems):
+    return pairs.batch(
+        np.concatenate([atoms.numbers for atoms in systems]),
+        np.concatenate([atoms.positions for atoms in systems]),
+        ptr=np.cumsum([0, *map(len, systems)]),
+        cells=np.stack([atoms.cell.array for atoms in systems]),
+        pbc=np.stack([atoms.pbc for atoms in systems]),
+    )
 
 
 def walk(atoms, steps=40, size=0.08):
@@ -46,14 +52,14 @@ def walk(atoms, steps=40, size=0.08):
 @pytest.fixture
 def searches(monkeypatch):
     """How often a list has been made."""
-    found, real = [], VerletList._search
+    made, search = [], VerletList._search
 
-    def counted(self, positions):
-        found.append(len(positions))
-        real(self, positions)
+    def counted(self, coordinates, systems=None):
+        made.append(len(coordinates.positions))
+        search(self, coordinates, systems)
 
     monkeypatch.setattr(VerletList, "_search", counted)
-    return found
+    return made
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -98,12 +104,36 @@ def test_potentials_give_the_same_bits_with_and_without_a_skin(backbone):
 
 
 def test_a_list_is_made_anew_as_soon_as_it_can_have_changed(searches):
-    pairs, atoms = verlet(1.0), Atoms("Ar2", [[0, 0, 0], [4.99, 0, 0]])
+    pairs, atoms = verlet(1.0), Atoms("Ar2", [[0, 0, 0], [4.99, 0, 0]], cell=[20, 20, 20], pbc=True)
     assert len(batch_of(pairs, atoms).first) == 0
     atoms.positions += [[0.49, 0, 0], [-0.49, 0, 0]]  # each by less than half the skin
     assert len(batch_of(pairs, atoms).first) == 0 and len(searches) == 1
     atoms.positions += [[0.02, 0, 0], [-0.02, 0, 0]]
     assert len(batch_of(pairs, atoms).first) == 1 and len(searches) == 2
+
+
+def test_a_molecule_whose_pairs_are_all_listed_needs_no_other_list(searches):
+    pairs, atoms = verlet(1.0), Atoms("Ar2", [[0, 0, 0], [4.99, 0, 0]])
+    for distance, near in ((4.99, 0), (3.5, 1), (9.0, 0), (3.9, 1)):
+        atoms.positions[1, 0] = distance
+        assert len(batch_of(pairs, atoms).first) == near
+    assert len(searches) == 1
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_systems_side_by_side_have_the_pairs_that_each_has_alone(name):
+    systems, graph = [SYSTEMS[name](), SYSTEMS["slab"](), SYSTEMS["molecule"]()], verlet(0.5)
+    alone = [verlet(0.0) for _ in systems]
+    steps = [walk(atoms, steps=8) for atoms in systems]
+    for moved in zip(*steps, strict=True):
+        batch = batch_of(graph, *moved)
+        for s, (pairs, atoms) in enumerate(zip(alone, moved, strict=True)):
+            mine, expected = batch.system[batch.first] == s, batch_of(pairs, atoms)
+            start = batch.ptr[s]
+            assert torch.equal(batch.first[mine] - start, expected.first)
+            assert torch.equal(batch.second[mine] - start, expected.second)
+            assert torch.equal(batch.shifts[mine], expected.shifts)
+            assert torch.equal(batch.positions[batch.system == s], expected.positions)
 
 
 @pytest.mark.parametrize(

@@ -12,22 +12,23 @@ from scipy import stats
 
 from uqbench.data.distributions import Description, RadialDistribution
 from uqbench.figures.dataset import pair_name
-from uqbench.metrics.survival import LEVEL, share_interval
+from uqbench.metrics.survival import LEVEL, mean_interval, share_interval
 
 Rows = list[dict[str, Any]]
 
 
 def rows_of(
     population: str,
-    whole: Description | None,
-    replicas: Sequence[Description | None],
+    model: Description | None,
     reference: Description,
+    replicas: Sequence[Description | None],
     references: Sequence[Description | None] = (),
 ) -> Rows:
     """Return metric rows of target `structure`; those of the model are NaN where no replica stayed sound.
 
-    whole: of all sound replicas together. replicas: of each, None where it exploded. reference: with the bond and the
-    cutoff that all others were described with. references: of each replica on the reference, if it was simulated.
+    model: of all its sound replicas together. reference: with the bond and the cutoff that all others were described
+    with. replicas: of each on the model, None where it exploded; references: the same on the reference, if it was
+    simulated.
 
     For each pair of elements: the integral of |g - g_ref| over r, Å (0 for the same structure; it includes the noise
     of both), the distance of the highest g less that of the reference, and the shortest distance less that of the
@@ -40,24 +41,25 @@ def rows_of(
         rows.append(_survival("survival_reference", references))
     for pair, theirs in reference.distributions.items():
         name, n = pair_name(pair), len(sound)
-        if whole is None:
-            values, ends = (np.nan,) * 3, (None, None)
-        else:
-            ours = whole.distributions[pair]
-            values = distance(ours, theirs), ours.peak - theirs.peak, ours.closest - theirs.closest
-            ends = _distance_interval(values[0], pair, replicas, references, theirs)
-        rows.append(_row(f"rdf_difference_{name}", "Å", n, values[0], ends))
-        rows.append(_row(f"rdf_peak_shift_{name}", "Å", n, values[1]))
-        rows.append(_row(f"closest_shift_{name}", "Å", n, values[2]))
-    for way, counts in reference.counts.items():
+        difference = peak_shift = closest_shift = np.nan
+        interval = (None, None)
+        if model is not None:
+            ours = model.distributions[pair]
+            difference = distance(ours, theirs)
+            peak_shift, closest_shift = ours.peak - theirs.peak, ours.closest - theirs.closest
+            interval = _distance_interval(difference, pair, replicas, references, theirs)
+        rows.append(_row(f"rdf_difference_{name}", "Å", n, difference, interval))
+        rows.append(_row(f"rdf_peak_shift_{name}", "Å", n, peak_shift))
+        rows.append(_row(f"closest_shift_{name}", "Å", n, closest_shift))
+    for (centre, neighbour), counts in reference.counts.items():
         if not len(counts):
             continue
         common = int(np.bincount(counts).argmax())
-        name = f"{chemical_symbols[way[0]]}_with_{common}_{chemical_symbols[way[1]]}"
-        rows.append(_mean(name, np.array([np.mean(one.counts[way] == common) for one in sound])))
+        name = f"{chemical_symbols[centre]}_with_{common}_{chemical_symbols[neighbour]}"
+        rows.append(_mean(name, [np.mean(one.counts[centre, neighbour] == common) for one in sound]))
         rows.append(_row(f"{name}_reference", "1", len(counts), float(np.mean(counts == common))))
-    if whole is not None:
-        rows.append(_row("density", "g/cm³", len(sound), float(whole.densities.mean())))
+    if model is not None:
+        rows.append(_row("density", "g/cm³", len(sound), float(model.densities.mean())))
     rows.append(_row("density_reference", "g/cm³", len(reference.densities), float(reference.densities.mean())))
     return [{"target": "structure", "population": population, **row} for row in rows]
 
@@ -95,8 +97,8 @@ def _distance_interval(
     left_out = []
     for k in ours:
         parts = [np.mean([g for j, g in side.items() if j != k], axis=0) for side in (ours, theirs) if side]
-        pictures = [RadialDistribution(reference.r, g) for g in parts]
-        left_out.append(distance(pictures[0], pictures[1] if theirs else reference))
+        means = [RadialDistribution(reference.r, g) for g in parts]
+        left_out.append(distance(means[0], means[1] if theirs else reference))
     n = len(left_out)
     error = np.sqrt((n - 1) / n * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * error)
@@ -108,14 +110,11 @@ def _survival(metric: str, replicas: Sequence[Description | None]) -> dict[str, 
     return _row(metric, "1", n, sound / n, share_interval(sound, n))
 
 
-def _mean(metric: str, values: np.ndarray) -> dict[str, Any]:
-    """Mean over replicas, which are independent but for their starts, with Student's interval."""
-    n = len(values)
-    if n < 2:
-        return _row(metric, "1", n, float(values[0]) if n else np.nan)
-    half = stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
-    mean = float(values.mean())
-    return _row(metric, "1", n, mean, (max(mean - half, 0.0), min(mean + half, 1.0)))
+def _mean(metric: str, shares: Sequence[float]) -> dict[str, Any]:
+    """Mean over replicas, which are independent but for their starts."""
+    mean, (low, high) = mean_interval(shares)
+    interval = (None, None) if low is None else (max(low, 0.0), min(high, 1.0))
+    return _row(metric, "1", len(shares), mean, interval)
 
 
 def _row(metric: str, unit: str, n: int, value: float, ends: tuple = (None, None)) -> dict[str, Any]:

@@ -20,7 +20,7 @@ BAND = (0.05, 0.95)  # quantiles of the survivors' scores
 def drawings(frames: pd.DataFrame, fates: pd.DataFrame, title: str) -> dict[str, Drawing]:
     """Lay out the figures of some simulations: file names, headings and what to draw.
 
-    frames as from `simulate.outcome.marked`, fates as from its recorder; title names run and split.
+    frames as from `md.outcome.marked`, fates as from `md.recording.Recorder`; title names run and split.
     """
     return {
         "md_survival.png": ("MD: survival", title, functools.partial(survival, fates=fates)),

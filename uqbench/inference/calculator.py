@@ -12,7 +12,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from uqbench.data.structures import Systems
-from uqbench.data.verlet import VerletList
+from uqbench.data.verlet import DynamicGraph
 from uqbench.inference.calibration import Calibration
 from uqbench.inference.prediction_set import PredictionSet, to_numpy
 from uqbench.uq.base import UQMethod
@@ -65,7 +65,7 @@ class UQCalculator(Calculator):
     def __init__(self, model: Model, *, skin: float = SKIN) -> None:
         super().__init__()
         self.model = model
-        self._neighbours = VerletList(model.cutoff, skin=skin, dtype=model.dtype, device=model.device)
+        self._graph = DynamicGraph(model.cutoff, skin=skin, dtype=model.dtype, device=model.device)
 
     @property
     def calibrated(self) -> bool:
@@ -101,10 +101,11 @@ class UQCalculator(Calculator):
         stressed = bool(atoms.pbc.any()) and atoms.cell.rank == 3
         if "stress" in properties and not stressed:
             raise PropertyNotImplementedError("stress: the atoms are not periodic, or their cell has no volume")
-        batch = self._neighbours.batch(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        ptr = np.array([0, len(atoms)])
+        systems = {"cells": atoms.cell.array[None], "pbc": atoms.pbc[None], "ptr": ptr}
+        batch = self._graph.batch(atoms.numbers, atoms.positions, **systems)
         with torch.no_grad():
             prediction = self.model.method.predict(batch, stress=stressed)
-        ptr = np.array([0, len(atoms)])
         alone = Systems(numbers=atoms.numbers, ptr=ptr, ids=np.zeros(1, np.int64), origin="the atoms")
         values = PredictionSet.of([prediction], alone, calibration=self.model.calibration)
         energy, energy_std, forces_std = float(values.energy[0]), values.energy_std, values.forces_std

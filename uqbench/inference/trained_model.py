@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from ase import Atoms
@@ -19,6 +20,9 @@ from uqbench.runs import run_dir
 from uqbench.runs.checkpoints import BEST
 from uqbench.uq.base import UQMethod
 from uqbench.uq.io import load_method
+
+if TYPE_CHECKING:
+    from uqbench.inference.torchsim import TorchSimModel
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
@@ -90,3 +94,9 @@ class TrainedModel:
     def calculator(self, *, skin: float = SKIN) -> UQCalculator:
         """Return a new ASE calculator; all calculators of a model share its weights."""
         return UQCalculator(self, skin=skin)
+
+    def torchsim(self, *, stress: bool = False, skin: float = SKIN) -> TorchSimModel:
+        """Return a new model for torch-sim, with stresses on request; ConfigError where that is not installed."""
+        from uqbench.inference.torchsim import TorchSimModel
+
+        return TorchSimModel(self, stress=stress, skin=skin)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import dataclasses
+import typing
+from collections.abc import Callable, Sequence
+from typing import Self
 
+import numpy as np
 import torch
+from ase import units
+from numpy.typing import NDArray
 from torch import Tensor
 
 from uqbench.data.graph import Batch
-from uqbench.md.langevin import BAOAB, Noise
-from uqbench.md.limits import REASONS, SOUND, Limits, Watch
-from uqbench.md.neighbours import Neighbours, Pairs
+from uqbench.data.structures import Structures
+from uqbench.data.verlet import PairList, VerletList, constant
+from uqbench.errors import ConfigError
+from uqbench.md.langevin import BAOAB, Noise, thermalise
+from uqbench.md.limits import REASONS, SOUND, Criteria
+from uqbench.md.protocol import Protocol
 from uqbench.md.state import State
-from uqbench.uq.base import Prediction
+from uqbench.seeding import numpy_generator
+from uqbench.uq.base import Prediction, UQMethod
 
 Predict = Callable[[Batch], Prediction]
+Stream = tuple[str | int | float, ...]
 
 
-class Observer(Protocol):
-    """Sees what happens in a simulation."""
+class Observer(typing.Protocol):
+    """Sees what happens in simulations, one batch of replicas after the other."""
 
     def observe(self, step: int, state: State, prediction: Prediction) -> None:
         """See all running replicas after a step (0: the start); `prediction` is that at their positions."""
@@ -28,8 +38,75 @@ class Observer(Protocol):
         """See one replica at the step in which it exploded, before its last half kick; None if it is not finite."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ForceField:
+    """What replicas move on.
+
+    Attributes:
+        predict: gives energies and forces of a batch.
+        dtype, device: of the batches.
+        cutoff: Å.
+    """
+
+    predict: Predict
+    dtype: torch.dtype
+    device: torch.device | str
+    cutoff: float
+
+    @classmethod
+    def of(cls, method: UQMethod) -> Self:
+        """Return a method as it is, on its device and in its precision."""
+        scale = method.potential.scale
+        return cls(method.predict, scale.dtype, scale.device, method.potential.backbone.cutoff)
+
+
+def start_rows(n_frames: int, replicas: int, seed: int) -> NDArray[np.int64]:
+    """Return which of n frames each replica (replicas,) starts from: in random order, again from the first after all.
+
+    More replicas leave those already there as they are.
+    """
+    order = numpy_generator(seed, "md-frames").permutation(n_frames)
+    return order[np.arange(replicas) % n_frames]
+
+
+def simulate(
+    frames: Structures,
+    temperatures: NDArray[np.float64],
+    streams: Sequence[Stream],
+    *,
+    force_field: ForceField,
+    protocol: Protocol,
+    seed: int,
+    observer: Observer,
+    purposes: tuple[Stream, Stream] = (("md-velocities",), ("md-noise",)),
+) -> None:
+    """Run R replicas, `protocol.batch_size` of them at once; what an observer sees has ids from 0 to R - 1.
+
+    Args:
+        frames: (R) starts. temperatures: (R,) K, of the first velocities and of the thermostat.
+        streams: (R) names that, with `seed`, determine the velocities and the noise of a replica.
+        purposes: what comes before these names, for velocities and for noise.
+
+    Raises ConfigError where atoms could pass the limit on short distances unseen.
+    """
+    if protocol.limits.min_distance >= force_field.cutoff:
+        raise ConfigError(
+            f"protocol.limits.min_distance: must be below the cutoff of the model ({force_field.cutoff} Å), got "
+            f"{protocol.limits.min_distance}"
+        )
+    for begin in range(0, len(frames), protocol.batch_size):
+        ids = np.arange(begin, min(begin + protocol.batch_size, len(frames)))
+        state = State.at_rest(frames[ids], units.kB * temperatures[ids], ids, force_field.device)
+        velocities, noise = (
+            Noise(seed, [(*purpose, *streams[k]) for k in ids], state.n_atoms, force_field.device)
+            for purpose in purposes
+        )
+        thermalise(state, velocities())
+        Dynamics(state, force_field, protocol, noise).run(protocol.steps, observer)
+
+
 class Dynamics:
-    """Replicas that move on a model.
+    """Replicas that move together.
 
     Every replica is checked after every step; one that exploded leaves the batch at once and has no further influence.
     Nothing else couples the replicas: random numbers, neighbour lists and sums belong to each alone. So a replica's
@@ -38,91 +115,61 @@ class Dynamics:
 
     Args:
         state: the replicas, with velocities.
-        predict: the model.
-        dtype: of the model. cutoff: of the model, Å. skin: of the neighbour lists, Å.
-        integrator, noise, limits: of the dynamics.
+        noise: of the thermostat.
     """
 
-    def __init__(
-        self,
-        state: State,
-        *,
-        predict: Predict,
-        dtype: torch.dtype,
-        cutoff: float,
-        skin: float,
-        integrator: BAOAB,
-        noise: Noise,
-        limits: Limits,
-    ) -> None:
-        self.state, self.integrator, self.noise = state, integrator, noise
-        self._predict, self._dtype = predict, dtype
-        self._neighbours = Neighbours(state, cutoff=cutoff, skin=skin)
-        self._watch = Watch(limits, state)
-        self._prepare()
+    def __init__(self, state: State, force_field: ForceField, protocol: Protocol, noise: Noise) -> None:
+        self.state, self.noise = state, noise
+        self._force_field = force_field
+        self._integrator = BAOAB(timestep=protocol.timestep_fs, friction=protocol.friction_per_ps)
+        self._neighbours = VerletList(force_field.cutoff, state.coordinates, skin=protocol.skin)
+        self._criteria = Criteria(protocol.limits, state)
+        self._constant = self._constant_of(state)
 
-    def _prepare(self) -> None:
-        """Lay out what the batches of all steps have in common."""
-        s = self.state
-        self._constant = {
-            "numbers": s.numbers,
-            "system": s.system,
-            "cells": s.cells.to(self._dtype),
-            "pbc": s.pbc,
-            "ptr": s.ptr,
-            "index": torch.arange(len(s), device=s.ids.device),
-        }
+    def _constant_of(self, state: State) -> dict[str, Tensor]:
+        return constant(state.coordinates, state.numbers, self._force_field.dtype)
 
     def run(self, steps: int, observer: Observer) -> None:
         """Take that many steps, or as many as there are replicas to take them."""
-        sound = torch.ones_like(self.state.ids, dtype=torch.bool)
-        pairs, _ = self._neighbours.near(self.state, sound)
-        prediction = self._evaluate(pairs)
+        pairs, _ = self._neighbours.near(self.state.positions)
+        prediction = self._evaluate(self.state, pairs, self._constant)
         self.state.forces = prediction.forces.double()
         observer.observe(0, self.state, prediction)
         for step in range(1, steps + 1):
-            self.integrator.drift(self.state, self.noise())
+            self._integrator.drift(self.state, self.noise())
             pairs = self._check(step, observer)
             if not len(self.state):
                 return
-            prediction = self._evaluate(pairs)
-            self.integrator.kick(self.state, prediction.forces.double())
+            prediction = self._evaluate(self.state, pairs, self._constant)
+            self._integrator.kick(self.state, prediction.forces.double())
             observer.observe(step, self.state, prediction)
 
-    def _evaluate(self, pairs: Pairs) -> Prediction:
-        s = self.state
+    def _evaluate(self, state: State, pairs: PairList, constant: dict[str, Tensor]) -> Prediction:
         # From each replica's first atom: single precision would round positions that have diffused far away.
-        positions = (s.positions - s.positions[s.start][s.system]).to(self._dtype)
-        shifts = pairs.shifts.to(self._dtype)
-        return self._predict(
-            Batch(positions=positions, first=pairs.first, second=pairs.second, shifts=shifts, **self._constant)
-        )
+        positions = state.positions - state.positions[state.start][state.system]
+        moving = {"positions": positions, "shifts": pairs.shifts}
+        moving = {name: values.to(self._force_field.dtype) for name, values in moving.items()}
+        return self._force_field.predict(Batch(first=pairs.first, second=pairs.second, **moving, **constant))
 
-    def _check(self, step: int, observer: Observer) -> Pairs:
+    def _check(self, step: int, observer: Observer) -> PairList:
         """Let exploded replicas go, and return the pairs of the others."""
-        codes = self._watch.motion(self.state)
+        codes = self._criteria.motion(self.state)
         sound = codes == SOUND
-        pairs, distances = self._neighbours.near(self.state, sound)
-        codes = torch.where(sound, self._watch.geometry(self.state, pairs, distances), codes)
+        pairs, distances = self._neighbours.near(self.state.positions, sound)
+        codes = torch.where(sound, self._criteria.geometry(self.state, pairs, distances), codes)
         if not codes.any():
             return pairs
-        self._report(step, codes, pairs, observer)
+        for replica in codes.nonzero().flatten():
+            only = torch.arange(len(codes), device=codes.device) == replica
+            state, prediction = self.state.select(only), None
+            if bool(state.positions.isfinite().all()):
+                prediction = self._evaluate(state, pairs.select(only, self.state.system), self._constant_of(state))
+                state.forces = prediction.forces.double()
+            observer.exploded(step, REASONS[int(codes[replica]) - 1], state, prediction)
         keep = codes == SOUND
-        self._watch.select(self.state, keep)
-        self._neighbours.select(self.state, keep)
+        self._criteria.select(self.state, keep)
+        self._neighbours.select(keep)
         self.noise.select(keep)
-        pairs, self.state = pairs.select(self.state, keep), self.state.select(keep)
-        self._prepare()
+        pairs, self.state = pairs.select(keep, self.state.system), self.state.select(keep)
+        self._constant = self._constant_of(self.state)
         return pairs
-
-    def _report(self, step: int, codes: Tensor, pairs: Pairs, observer: Observer) -> None:
-        everyone = self.state
-        for replica in codes.nonzero().flatten().tolist():
-            only = torch.arange(len(everyone), device=codes.device) == replica
-            self.state, prediction = everyone.select(only), None
-            self._prepare()
-            if bool(self.state.positions.isfinite().all()):
-                prediction = self._evaluate(pairs.select(everyone, only))
-                self.state.forces = prediction.forces.double()
-            observer.exploded(step, REASONS[int(codes[replica]) - 1], self.state, prediction)
-        self.state = everyone

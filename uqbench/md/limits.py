@@ -12,22 +12,22 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from uqbench.data.structures import Structures
+from uqbench.data.verlet import Coordinates, PairList, pairs_within
 from uqbench.errors import ConfigError, DataError
-from uqbench.md.neighbours import Pairs, pairs_within
 from uqbench.md.state import State
 
 SOUND = 0
 REASONS = ("not_finite", "kinetic_energy", "min_distance", "max_distance", "bond_stretch")
-"""Why a replica exploded; its code is the place here plus one."""
+"""Why a replica exploded; its code is the index here plus one."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a sound simulation never does.
 
     The two limits on distances are the study's (ammonia: 0.75 and 2.25 Å). The kinetic energy of a sound replica, over
-    kT/2, has a chi-squared distribution with 3N degrees of freedom, whatever the forces (see `md.BAOAB`): its limit is
-    passed by chance with the probability `kinetic_alarm` per step, at every temperature and number of atoms. That holds
+    kT/2, has a chi-squared distribution with 3N degrees of freedom, whatever the forces (`md.langevin.BAOAB`): its
+    limit is passed by chance with probability `kinetic_alarm` per step, at every temperature and size. That holds
     once the start is forgotten: a frame from hotter dynamics heats its replica first. For hundreds of atoms, whose
     kinetic energy hardly fluctuates, that would be an alarm; so none is given below `kinetic_excess` times 3N kT/2.
 
@@ -39,7 +39,6 @@ class Limits:
         kinetic_alarm: false-alarm probability of the kinetic energy per step and replica.
         kinetic_excess: a kinetic energy below this many times its mean is never an alarm; of eleven atoms or more, 4 is
             above what `kinetic_alarm` at 1e-12 allows.
-        section: of the config that the limits stand in, for error messages.
     """
 
     min_distance: float
@@ -48,120 +47,117 @@ class Limits:
     bond_stretch: float | None
     kinetic_alarm: float
     kinetic_excess: float
-    section: str = "evaluation"
 
     def __post_init__(self) -> None:
         if not 0 < self.min_distance < math.inf:
-            raise ConfigError(f"{self.section}.min_distance: must be > 0 Å, got {self.min_distance}")
+            raise ConfigError(f"protocol.limits.min_distance: must be > 0 Å, got {self.min_distance}")
         if self.max_distance is not None and not self.max_distance > self.min_distance:
             raise ConfigError(
-                f"{self.section}.max_distance: must be above min_distance ({self.min_distance} Å), or null for no "
+                f"protocol.limits.max_distance: must be above min_distance ({self.min_distance} Å), or null for no "
                 f"limit; got {self.max_distance}"
             )
         if not 0 < self.bond_tolerance < math.inf:
-            raise ConfigError(f"{self.section}.bond_tolerance: must be > 0, got {self.bond_tolerance}")
+            raise ConfigError(f"protocol.limits.bond_tolerance: must be > 0, got {self.bond_tolerance}")
         if self.bond_stretch is not None and not self.bond_stretch > self.bond_tolerance:
             raise ConfigError(
-                f"{self.section}.bond_stretch: must be above bond_tolerance ({self.bond_tolerance}), below which bonds "
-                f"are found, or null for no limit; got {self.bond_stretch}"
+                f"protocol.limits.bond_stretch: must be above bond_tolerance ({self.bond_tolerance}), below which "
+                f"atoms are bonded, or null for no limit; got {self.bond_stretch}"
             )
         if not 0 < self.kinetic_alarm <= 1e-3:
             raise ConfigError(
-                f"{self.section}.kinetic_alarm: must lie between 0 and 1e-3, or sound replicas count as exploded; got "
+                f"protocol.limits.kinetic_alarm: must lie between 0 and 1e-3, or sound replicas count as exploded; got "
                 f"{self.kinetic_alarm}"
             )
         if not 1 <= self.kinetic_excess < math.inf:
-            raise ConfigError(f"{self.section}.kinetic_excess: must be >= 1, got {self.kinetic_excess}")
+            raise ConfigError(f"protocol.limits.kinetic_excess: must be >= 1, got {self.kinetic_excess}")
 
     def check_start(self, frames: Structures, split: str) -> None:
         """Raise DataError, naming the frame and the distance, where a start geometry is outside of the limits."""
-        every = State.at_rest(frames, np.ones(len(frames)), np.arange(len(frames)), "cpu")
         if self.max_distance is not None and frames.pbc.any():
             frame = frames.ids[frames.pbc.any(axis=1)][0]
             raise DataError(
-                f"evaluation.max_distance: frame {frame} of {frames.origin} is periodic, where no distance is the "
+                f"protocol.limits.max_distance: frame {frame} of {frames.origin} is periodic, where no distance is the "
                 "largest; set it to null"
             )
-        for wrong, name, pairs in (
-            (torch.le, "min_distance", pairs_within(every, self.min_distance + 1e-6, every.ids >= 0)),
-            (torch.ge, "max_distance", all_pairs(every) if self.max_distance is not None else None),
-        ):
-            if pairs is None:
-                continue
-            distances, limit = pairs.lengths(every), getattr(self, name)
-            found = wrong(distances, limit).nonzero().flatten()
-            if len(found):
-                replica = int(pairs.replica[found[0]])
-                atoms = [int(side[found[0]] - every.start[replica]) for side in (pairs.first, pairs.second)]
+        coordinates = Coordinates(*map(torch.from_numpy, (frames.positions, frames.cells, frames.pbc, frames.ptr)))
+        checks = [("min_distance", torch.le, pairs_within(self.min_distance + 1e-6, coordinates))]
+        if self.max_distance is not None:
+            checks.append(("max_distance", torch.ge, all_pairs(coordinates.ptr)))
+        for name, passes, pairs in checks:
+            limit, distances = getattr(self, name), pairs.distances(coordinates.positions)
+            passed = passes(distances, limit).nonzero().flatten()
+            if len(passed):
+                pair = passed[0]
+                frame = int(pairs.system[pair])
+                first, second = (int(side[pair]) - frames.ptr[frame] for side in (pairs.first, pairs.second))
                 raise DataError(
-                    f"evaluation.{name}: {limit} Å is passed before any step: in frame {frames.ids[replica]} of split "
-                    f"'{split}' atoms {atoms[0]} and {atoms[1]} are {float(distances[found[0]]):.3f} Å apart; "
-                    "change the limit or start elsewhere (evaluation.start_frame)"
+                    f"protocol.limits.{name}: {limit} Å is passed before any step: in frame {frames.ids[frame]} of "
+                    f"split '{split}' atoms {first} and {second} are {float(distances[pair]):.3f} Å apart; change the "
+                    "limit or start elsewhere"
                 )
 
 
-def all_pairs(state: State) -> Pairs:
-    """All pairs of atoms within each replica, without images."""
-    blocks = [torch.triu_indices(n, n, 1, device=state.ids.device) for n in state.n_atoms.tolist()]
-    sizes = torch.tensor([block.shape[1] for block in blocks], device=state.ids.device)
-    replica = torch.repeat_interleave(sizes)
-    first, second = torch.cat(blocks, dim=1) + state.start[replica]
-    return Pairs(replica, first, second, state.positions.new_zeros(len(replica), 3))
+def all_pairs(ptr: Tensor) -> PairList:
+    """All pairs of atoms within each of S systems, without images; ptr (S + 1,) as in `Batch`."""
+    blocks = [torch.triu_indices(n, n, 1, device=ptr.device) for n in ptr.diff().tolist()]
+    system = torch.repeat_interleave(torch.tensor([block.shape[1] for block in blocks], device=ptr.device))
+    first, second = torch.cat(blocks, dim=1) + ptr[system]
+    return PairList(system, first, second, torch.zeros(len(system), 3, dtype=torch.float64, device=ptr.device))
 
 
-class Watch:
-    """Looks at every replica after every step, without waiting for the result.
+class Criteria:
+    """The limits of some replicas, which every step is compared with, without waiting for the result.
 
     Args:
         limits: of sound behaviour.
-        state: the replicas at their start, where the bonds are found.
+        state: the replicas at their start, whose bonds are followed.
     """
 
     def __init__(self, limits: Limits, state: State) -> None:
         self.limits = limits
         degrees = 3 * state.n_atoms.cpu().numpy()
         bound = np.maximum(chi2.isf(limits.kinetic_alarm, degrees), limits.kinetic_excess * degrees)
-        self._most_kinetic = 0.5 * state.kT * torch.as_tensor(bound).to(state.kT)
-        self._spread = all_pairs(state) if limits.max_distance is not None else None
-        self._bonds, self._longest = None, None
-        if limits.bond_stretch is not None:
-            self._bonds, self._longest = self._find_bonds(state)
+        self._highest_kinetic = 0.5 * state.kT * torch.as_tensor(bound).to(state.kT)
+        self._all_pairs = all_pairs(state.ptr) if limits.max_distance is not None else None
+        self._bonds, self._longest = self._find_bonds(state) if limits.bond_stretch is not None else (None, None)
 
-    def _find_bonds(self, state: State) -> tuple[Pairs, Tensor]:
+    def _find_bonds(self, state: State) -> tuple[PairList, Tensor]:
+        """Return the bonds at the start and the length in Å at which each is broken."""
         radii = torch.as_tensor(covalent_radii).to(state.positions)[state.numbers]
         reach = self.limits.bond_tolerance * 2 * float(radii.max())
-        pairs = pairs_within(state, reach, torch.ones_like(state.ids, dtype=torch.bool))
+        pairs = pairs_within(reach, state.coordinates)
         sums = radii[pairs.first] + radii[pairs.second]
-        bonded = pairs.lengths(state) < self.limits.bond_tolerance * sums
+        bonded = pairs.distances(state.positions) < self.limits.bond_tolerance * sums
         return pairs.where(bonded), self.limits.bond_stretch * sums[bonded]
 
     def motion(self, state: State) -> Tensor:
         """Return codes (R,) by positions and velocities alone: SOUND, not finite, or too hot."""
         finite = state.sums((~state.positions.isfinite()).any(-1).double()).eq(0) & state.kinetic.isfinite()
-        codes = torch.where(state.kinetic > self._most_kinetic, _code("kinetic_energy"), SOUND)
+        codes = torch.where(state.kinetic > self._highest_kinetic, _code("kinetic_energy"), SOUND)
         return torch.where(finite, codes, _code("not_finite"))
 
-    def geometry(self, state: State, pairs: Pairs, distances: Tensor) -> Tensor:
+    def geometry(self, state: State, pairs: PairList, distances: Tensor) -> Tensor:
         """Return codes (R,) by distances; `pairs`, `distances` (P,) apart, are at least those below min_distance."""
+        x = state.positions
         checks = [("min_distance", pairs, distances <= self.limits.min_distance)]
-        if self._spread is not None:
-            checks.append(("max_distance", self._spread, self._spread.lengths(state) >= self.limits.max_distance))
+        if self._all_pairs is not None:
+            checks.append(("max_distance", self._all_pairs, self._all_pairs.distances(x) >= self.limits.max_distance))
         if self._bonds is not None:
-            checks.append(("bond_stretch", self._bonds, self._bonds.lengths(state) >= self._longest))
+            checks.append(("bond_stretch", self._bonds, self._bonds.distances(x) >= self._longest))
         codes = torch.zeros_like(state.ids)
-        for name, looked_at, passed in reversed(checks):
-            hits = passed.new_zeros(len(state), dtype=torch.int64).index_add(0, looked_at.replica, passed.long())
+        for name, compared, passed in reversed(checks):
+            hits = passed.new_zeros(len(state), dtype=torch.int64).index_add(0, compared.system, passed.long())
             codes = torch.where(hits > 0, _code(name), codes)
         return codes
 
     def select(self, state: State, keep: Tensor) -> None:
         """Follow `state.select(keep)`; the bonds stay those of the start."""
-        self._most_kinetic = self._most_kinetic[keep]
-        if self._spread is not None:
-            self._spread = self._spread.select(state, keep)
+        self._highest_kinetic = self._highest_kinetic[keep]
+        if self._all_pairs is not None:
+            self._all_pairs = self._all_pairs.select(keep, state.system)
         if self._bonds is not None:
-            self._longest = self._longest[keep[self._bonds.replica]]
-            self._bonds = self._bonds.select(state, keep)
+            self._longest = self._longest[keep[self._bonds.system]]
+            self._bonds = self._bonds.select(keep, state.system)
 
 
 def _code(reason: str) -> int:

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from uqbench.md.limits import REASONS
-from uqbench.metrics.survival import LEVEL, kaplan_meier, restricted_mean, share_interval
+from uqbench.metrics.survival import kaplan_meier, mean_interval, restricted_mean, share_interval
 
 Rows = list[dict[str, Any]]
 
@@ -25,20 +25,20 @@ def rows(frames: pd.DataFrame, fates: pd.DataFrame, *, duration: float, equilibr
         warning: recorded frames before an explosion in which the uncertainty should have risen.
     """
     phases = marked(frames, fates, warning)
-    found: Rows = []
+    all_rows: Rows = []
     for temperature, replicas in fates.groupby("temperature"):
-        own = phases[phases.temperature == temperature]
-        survivors = own[own.phase.eq("survivor") & (own.time_ps > equilibration)]
-        found += [
+        records = phases[phases.temperature == temperature]
+        survivors = records[records.phase.eq("survivor") & (records.time_ps > equilibration)]
+        all_rows += [
             {"target": "md", "population": f"temperature={temperature:g}K", **row}
             for row in [
                 *_survival(replicas, duration),
                 _over_replicas("mean_temperature", "K", _means(survivors)),
                 _over_replicas("energy_drift", "eV/atom/ps", _drifts(survivors)),
-                *_warning(own),
+                *_warning(records),
             ]
         ]
-    return found
+    return all_rows
 
 
 def marked(frames: pd.DataFrame, fates: pd.DataFrame, warning: int) -> pd.DataFrame:
@@ -79,24 +79,23 @@ def _drifts(survivors: pd.DataFrame) -> np.ndarray:
     return np.array(slopes)
 
 
-def _warning(own: pd.DataFrame) -> Rows:
+def _warning(records: pd.DataFrame) -> Rows:
     """Compare the uncertainty just before explosions with that of all other frames, within one temperature.
 
     The calibrated deviation has a unit and so a ratio; the score only ranks: the probability that it is higher just
     before an explosion than in another frame, one half where it says nothing.
     """
-    calm, late = own[own.phase != "warning"], own[own.phase == "warning"]
-    found = [_row("median_force_std", "eV/Å", len(calm), _median(calm.force_std_max))]
+    calm, late = records[records.phase != "warning"], records[records.phase == "warning"]
+    median = _row("median_force_std", "eV/Å", len(calm), _median(calm.force_std_max))
     if late.empty:
-        return found
-    lost = late.groupby("replica")
-    rise = _median(lost.force_std_max.median()) / _median(calm.force_std_max)
-    n = len(lost)
-    ranked = float("nan")
+        return [median]
+    replicas = late.groupby("replica")
+    rise = _median(replicas.force_std_max.median()) / _median(calm.force_std_max)
+    auc = float("nan")
     if len(calm):
-        statistic = stats.mannwhitneyu(late.score_max, calm.score_max).statistic
-        ranked = float(statistic) / (len(late) * len(calm))
-    return [*found, _row("force_std_rise", "1", n, rise), _row("warning_auc", "1", n, ranked)]
+        auc = float(stats.mannwhitneyu(late.score_max, calm.score_max).statistic) / (len(late) * len(calm))
+    n = len(replicas)
+    return [median, _row("force_std_rise", "1", n, rise), _row("warning_auc", "1", n, auc)]
 
 
 def _median(values: pd.Series) -> float:
@@ -104,15 +103,7 @@ def _median(values: pd.Series) -> float:
 
 
 def _over_replicas(metric: str, unit: str, values: np.ndarray) -> dict[str, Any]:
-    """Mean over replicas, which are independent, with Student's interval."""
-    n = len(values)
-    if n == 0:
-        return _row(metric, unit, 0, float("nan"))
-    mean = float(values.mean())
-    if n == 1:
-        return _row(metric, unit, n, mean)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return _row(metric, unit, n, mean, (mean - half, mean + half))
+    return _row(metric, unit, len(values), *mean_interval(values))  # replicas are independent
 
 
 def _row(metric: str, unit: str, n: int, value: float, ends: Iterable[float] = (None, None)) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ase.data import atomic_masses
 from torch import Tensor
 
 from uqbench.data.structures import Structures
+from uqbench.data.verlet import Coordinates
 
 
 @dataclasses.dataclass(eq=False)
@@ -29,7 +30,7 @@ class State:
         positions: (N, 3) Å, never wrapped.
         velocities: (N, 3).
         forces: (N, 3) eV/Å, at the positions; None before a model has been asked.
-        kinetic: (R,) eV, in the middle of the last step; see `md.BAOAB`.
+        kinetic: (R,) eV, in the middle of the last step; see `md.langevin.BAOAB`.
         heat: (R,) eV that the thermostat has brought in so far.
     """
 
@@ -74,6 +75,11 @@ class State:
             kinetic=tensor(per_replica),
             heat=tensor(per_replica),
         )
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Where the atoms are."""
+        return Coordinates(self.positions, self.cells, self.pbc, self.ptr)
 
     def __len__(self) -> int:
         return len(self.n_atoms)

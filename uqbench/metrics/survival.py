@@ -59,6 +59,17 @@ def share_interval(count: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def mean_interval(values: ArrayLike) -> tuple[float, tuple[float, float] | tuple[None, None]]:
+    """Mean of n independent values (n,) with its 95 % interval by Student's t; NaN for n = 0, no interval below 2."""
+    values = np.asarray(values, np.float64)
+    n = len(values)
+    mean = float(values.mean()) if n else float("nan")
+    if n < 2:
+        return mean, (None, None)
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return mean, (mean - half, mean + half)
+
+
 def restricted_mean(times: ArrayLike, ended: ArrayLike, horizon: float) -> tuple[float, float, float]:
     """Mean time survived up to a horizon, the area under the Kaplan-Meier curve, with its 95 % interval.
 

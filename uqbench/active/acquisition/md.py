@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 
 import numpy as np
 import pandas as pd
-import torch
-from ase import units
 from numpy.typing import NDArray
 
 from uqbench.active.acquisition.base import Acquisition, Proposals, repeats, unlabelled
 from uqbench.active.acquisition.objective import Uncertainty, structure_score
 from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError
-from uqbench.md.driver import Dynamics
-from uqbench.md.langevin import BAOAB, Noise, thermalise
-from uqbench.md.limits import Limits
+from uqbench.md.driver import ForceField, simulate
+from uqbench.md.protocol import Protocol
 from uqbench.md.state import State
 from uqbench.uq.base import Prediction, UQMethod
 
@@ -26,123 +24,64 @@ from uqbench.uq.base import Prediction, UQMethod
 class MolecularDynamics(Acquisition):
     """Simulates from each training frame on the model and proposes the least certain frame of each trajectory.
 
-    Langevin dynamics at constant temperature, see `simulate.md.BAOAB`. A trajectory ends when it explodes (see
-    `simulate.explosion.Limits`); what was recorded before counts. One that explodes before its first record has no
-    score. The networks compute in float64, so that a trajectory does not depend on which others are simulated beside
-    it. History: proposal, step, score, energy (eV) and displacement (root mean square over the atoms, Å) of every
-    record.
+    Langevin dynamics at constant temperature, see `md.langevin.BAOAB`. A trajectory ends when it explodes (see
+    `md.limits.Limits`); what was recorded before counts. One that explodes before its first record has no score. The
+    networks compute in float64, so that a trajectory does not depend on which others are simulated beside it.
+    History: proposal, step, score, energy (eV) and displacement (root mean square over the atoms, Å) of every record.
 
     Attributes:
         uncertainty: score of a structure: `mean` or `max` of the scores of its atoms, or the `energy` score.
         temperature: K.
-        duration_ps: ps. timestep_fs: fs. friction_per_ps: 1/ps. record_every: steps.
-        min_distance, bond_tolerance, bond_stretch, kinetic_alarm, kinetic_excess: see `Limits`.
-        skin: of the neighbour lists, Å.
-        batch_size: trajectories side by side.
+        protocol: of the simulations; its records after equilibration may be proposed.
     """
 
     uncertainty: Uncertainty
     temperature: float
-    duration_ps: float
-    timestep_fs: float
-    friction_per_ps: float
-    record_every: int
-    min_distance: float
-    bond_tolerance: float
-    bond_stretch: float | None
-    kinetic_alarm: float
-    kinetic_excess: float
-    skin: float
-    batch_size: int
+    protocol: Protocol
 
     def __post_init__(self) -> None:
-        positive = ("temperature", "duration_ps", "timestep_fs", "friction_per_ps", "record_every", "skin")
-        wrong = [
-            f"acquisition.{name}: must be > 0, got {getattr(self, name)}"
-            for name in (*positive, "batch_size")
-            if not getattr(self, name) > 0
-        ]
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"acquisition.temperature: must be > 0, got {self.temperature}")
         if self.uncertainty not in ("mean", "max", "energy"):
-            wrong.append(f"acquisition.uncertainty: expected mean, max or energy, got {self.uncertainty!r}")
-        if not wrong and self.steps < self.record_every:
-            wrong.append(
-                f"acquisition.duration_ps: {self.duration_ps} ps are {self.steps} steps of {self.timestep_fs} fs, "
-                f"fewer than record_every ({self.record_every})"
-            )
-        if wrong:
-            raise ConfigError("\n".join(wrong))
-        self._limits()
-
-    @property
-    def steps(self) -> int:
-        """Steps of a whole trajectory."""
-        return round(1e3 * self.duration_ps / self.timestep_fs)
-
-    def _limits(self) -> Limits:
-        distances = self.min_distance, None, self.bond_tolerance, self.bond_stretch
-        return Limits(*distances, self.kinetic_alarm, self.kinetic_excess, section="acquisition")
+            raise ConfigError(f"acquisition.uncertainty: expected mean, max or energy, got {self.uncertainty!r}")
 
     def from_frames(self, method: UQMethod, training: Structures, frames: NDArray[np.int64], *, seed: int) -> Proposals:
         """Simulate from these training frames (P,)."""
         frames = np.asarray(frames, np.int64)
-        model = copy.deepcopy(method).double().eval()
         start = training[frames]
-        streams = list(zip(frames.tolist(), repeats(frames).tolist(), strict=True))
-        best = _LeastCertain(start, self.uncertainty, self.record_every)
-        for first in range(0, len(frames), self.batch_size):
-            chosen = np.arange(first, min(first + self.batch_size, len(frames)))
-            self._simulate(model, start, chosen, [streams[k] for k in chosen], seed, best)
+        least_certain = _LeastCertain(start, self.uncertainty, self.protocol)
+        simulate(
+            start,
+            np.full(len(frames), self.temperature),
+            list(zip(frames.tolist(), repeats(frames).tolist(), strict=True)),
+            force_field=ForceField.of(copy.deepcopy(method).double().eval()),
+            protocol=self.protocol,
+            seed=seed,
+            observer=least_certain,
+            purposes=(("md acquisition", "velocities"), ("md acquisition", "thermostat")),
+        )
         return Proposals(
-            structures=unlabelled(start, best.positions),
+            structures=unlabelled(start, least_certain.positions),
             frames=frames,
-            score=best.score,
-            energy=best.energy,
-            stopped=best.stopped.astype(str),
-            history=best.history(),
+            score=least_certain.score,
+            energy=least_certain.energy,
+            stopped=least_certain.stopped.astype(str),
+            history=least_certain.history(),
         )
-
-    def _simulate(
-        self,
-        model: UQMethod,
-        start: Structures,
-        chosen: NDArray[np.int64],
-        streams: list[tuple[int, int]],
-        seed: int,
-        best: _LeastCertain,
-    ) -> None:
-        device = model.potential.scale.device
-        kT = np.full(len(chosen), units.kB * self.temperature)
-        state = State.at_rest(start[chosen], kT, chosen, device)
-
-        def noise(purpose: str) -> Noise:
-            return Noise(seed, [("md acquisition", purpose, *stream) for stream in streams], state.n_atoms, device)
-
-        thermalise(state, noise("velocities")())
-        dynamics = Dynamics(
-            state,
-            predict=model.predict,
-            dtype=torch.float64,
-            cutoff=model.potential.backbone.cutoff,
-            skin=self.skin,
-            integrator=BAOAB(timestep=self.timestep_fs, friction=self.friction_per_ps),
-            noise=noise("thermostat"),
-            limits=self._limits(),
-        )
-        dynamics.run(self.steps, best)
 
 
 class _LeastCertain:
-    """Remembers the record with the highest score of each trajectory; the start is no candidate."""
+    """Keeps the record with the highest score of each trajectory; the start is no candidate."""
 
-    def __init__(self, start: Structures, uncertainty: Uncertainty, every: int) -> None:
-        self._start, self._uncertainty, self._every = start, uncertainty, every
+    def __init__(self, start: Structures, uncertainty: Uncertainty, protocol: Protocol) -> None:
+        self._start, self._uncertainty, self._protocol = start, uncertainty, protocol
         self.positions = start.positions.copy()
         self.score, self.energy = np.full(len(start), np.nan), np.full(len(start), np.nan)
         self.stopped = np.full(len(start), "", dtype=object)
         self._records: list[pd.DataFrame] = []
 
     def observe(self, step: int, state: State, prediction: Prediction) -> None:
-        if step == 0 or step % self._every:
+        if not self._protocol.analyses(step):
             return
         ids, positions = state.ids.cpu().numpy(), state.positions.cpu().numpy()
         score = structure_score(prediction, state, self._uncertainty).cpu().numpy()
