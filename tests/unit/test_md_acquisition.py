@@ -76,7 +76,7 @@ def test_what_was_recorded_before_an_explosion_counts(method, ethanol):
     [
         ({"duration_ps": 1e-3}, "protocol.duration_ps: .* are 2 steps"),
         ({"uncertainty": "median"}, "uncertainty: expected 'mean'"),
-        ({"bond_stretch": 1.0}, "protocol.limits.bond_stretch: must be above"),
+        ({"bond_stretch": 1.0}, "protocol.limits.bond_stretch: expected a number > bond_tol"),
         ({"kinetic_alarm": 0.5}, "protocol.limits.kinetic_alarm: "),
     ],
 )

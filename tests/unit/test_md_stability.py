@@ -352,7 +352,7 @@ def test_a_protocol_is_nothing_else():
     with pytest.raises(ConfigError) as error:
         config.build(OmegaConf.create({"evaluation": settings}).evaluation)
     assert str(error.value).splitlines() == [
-        "evaluation.protocol.duration_ps: expected a number, got 'long'",
+        "evaluation.protocol.duration_ps: expected a number > 0, got 'long'",
         "evaluation.protocol.limits.min_distance: missing; uqbench.md.limits.Limits needs it",
     ]
 

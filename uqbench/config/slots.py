@@ -241,7 +241,8 @@ def _target_errors(node: DictConfig, path: str, kind: str | None, *, arguments: 
         slot = _last(path)
         plain_names = {name for name, kind in hints.items() if is_plain(kind) and f"{slot}.{name}" not in ADDED}
         errors += _argument_errors(target, keys, path, required=plain_names.__contains__)
-        errors += type_errors(node, hints, path) or _contradictions(node, target, path, errors)
+        errors += type_errors(node, hints, path)
+        errors = errors or _contradictions(node, target, path)
     for name, child in _children(node, path):
         accepted = object_kind(hints.get(_last(name), Any))
         if "_target_" in child and accepted is not None:
@@ -254,9 +255,9 @@ def _target_errors(node: DictConfig, path: str, kind: str | None, *, arguments: 
     return errors
 
 
-def _contradictions(node: DictConfig, target: type, path: str, errors: list[str]) -> list[str]:
+def _contradictions(node: DictConfig, target: type, path: str) -> list[str]:
     """What a class says, by its static method `contradictions`, of arguments that are each right alone."""
-    if errors or value_errors(node, path) or not hasattr(target, "contradictions"):
+    if value_errors(node, path) or not hasattr(target, "contradictions"):
         return []
     arguments = {key: value for key, value in OmegaConf.to_container(node, resolve=True).items() if key != "_target_"}
     return [f"{path}.{line}" for line in target.contradictions(**arguments)]

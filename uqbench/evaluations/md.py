@@ -8,16 +8,18 @@ import time
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from uqbench.config.annotations import Different, Seed
 from uqbench.data.structures import Structures
-from uqbench.errors import ConfigError, DataError
+from uqbench.errors import DataError
 from uqbench.evaluations.base import Evaluation, Rows, cost_rows
 from uqbench.figures import dynamics as figures
 from uqbench.figures.canvas import render
 from uqbench.inference.trained_model import TrainedModel
 from uqbench.md import outcome
 from uqbench.md.driver import ForceField, simulate, start_rows
-from uqbench.md.protocol import Protocol, different_temperatures
+from uqbench.md.protocol import Protocol
 from uqbench.md.recording import Recorder
 from uqbench.progress import Display
 from uqbench.runs.run_dir import RunDir
@@ -42,21 +44,15 @@ class Stability(Evaluation):
     def __init__(
         self,
         *,
-        temperatures: list[float],
-        replicas: int,
-        start_frame: int | None,
+        temperatures: Different[PositiveFloat],
+        replicas: PositiveInt,
+        start_frame: NonNegativeInt | None,
         protocol: Protocol,
-        keep_frames: int,
-        warning_frames: int,
-        seed: int,
+        keep_frames: PositiveInt,
+        warning_frames: PositiveInt,
+        seed: Seed,
     ) -> None:
-        counts = {"replicas": replicas, "keep_frames": keep_frames, "warning_frames": warning_frames}
-        for name, value in counts.items():
-            if value < 1:
-                raise ConfigError(f"evaluation.{name}: must be >= 1, got {value}")
-        if seed < 0:
-            raise ConfigError(f"evaluation.seed: must be >= 0, got {seed}")
-        self.temperatures, self.replicas = different_temperatures(temperatures), replicas
+        self.temperatures, self.replicas = [float(temperature) for temperature in temperatures], replicas
         self.start_frame, self.protocol, self.seed = start_frame, protocol, seed
         self.keep_frames, self.warning_frames = keep_frames, warning_frames
 

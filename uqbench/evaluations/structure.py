@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from ase import Atoms
 from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt
 
+from uqbench.config.annotations import Different, Seed
 from uqbench.data.distributions import Description, describe
 from uqbench.data.graph import Batch
 from uqbench.data.structures import Structures
-from uqbench.errors import ConfigError, DataError
+from uqbench.errors import DataError
 from uqbench.evaluations.base import Evaluation, Rows, cost_rows
 from uqbench.evaluations.structure_differences import curves, rows_of
 from uqbench.figures.dataset import structure_panels
 from uqbench.inference.trained_model import TrainedModel
 from uqbench.md.driver import ForceField, Predict, simulate, start_rows
-from uqbench.md.protocol import Protocol, different_temperatures
+from uqbench.md.protocol import Protocol
 from uqbench.md.state import State
 from uqbench.oracles.base import Oracle
 from uqbench.runs.run_dir import RunDir
@@ -46,21 +48,17 @@ class StructureComparison(Evaluation):
     def __init__(
         self,
         *,
-        temperatures: list[float],
-        replicas: int,
+        temperatures: Different[PositiveFloat],
+        replicas: PositiveInt,
         protocol: Protocol,
-        reach: float,
-        bins: int,
-        seed: int,
+        reach: PositiveFloat,
+        bins: PositiveInt,
+        seed: Seed,
         reference: Literal["oracle", "split"],
         oracle: Oracle,
     ) -> None:
-        for name, value, least in (("replicas", replicas, 1), ("bins", bins, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ConfigError(f"evaluation.{name}: must be >= {least}, got {value}")
-        if not 0 < reach < math.inf:
-            raise ConfigError(f"evaluation.reach: must be > 0, got {reach}")
-        self.temperatures, self.replicas, self.protocol = different_temperatures(temperatures), replicas, protocol
+        self.temperatures, self.replicas = [float(temperature) for temperature in temperatures], replicas
+        self.protocol = protocol
         self.shells, self.seed = {"reach": reach, "bins": bins}, seed
         self.reference, self.oracle = reference, oracle
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Interval
 from ase.data import covalent_radii
+from pydantic import PositiveFloat
 from scipy.stats import chi2
 from torch import Tensor
 
 from uqbench.data.structures import Structures
 from uqbench.data.verlet import Coordinates, PairList, pairs_within
-from uqbench.errors import ConfigError, DataError
+from uqbench.errors import DataError
 from uqbench.md.state import State
 
 SOUND = 0
@@ -36,40 +39,36 @@ class Limits:
         max_distance: Å; no two atoms of a molecule get so far apart; or None.
         bond_tolerance: atoms nearer than this many sums of covalent radii at the start are bonded.
         bond_stretch: no bond gets as long as this many sums of covalent radii; or None.
-        kinetic_alarm: false-alarm probability of the kinetic energy per step and replica.
+        kinetic_alarm: false-alarm probability of the kinetic energy per step and replica; at more than 1e-3 sound
+            replicas would count as exploded.
         kinetic_excess: a kinetic energy below this many times its mean is never an alarm; of eleven atoms or more, 4 is
             above what `kinetic_alarm` at 1e-12 allows.
     """
 
-    min_distance: float
-    max_distance: float | None
-    bond_tolerance: float
-    bond_stretch: float | None
-    kinetic_alarm: float
-    kinetic_excess: float
+    min_distance: PositiveFloat
+    max_distance: PositiveFloat | None
+    bond_tolerance: PositiveFloat
+    bond_stretch: PositiveFloat | None
+    kinetic_alarm: Annotated[float, Interval(gt=0, le=1e-3)]
+    kinetic_excess: Annotated[float, Ge(1)]
 
-    def __post_init__(self) -> None:
-        if not 0 < self.min_distance < math.inf:
-            raise ConfigError(f"protocol.limits.min_distance: must be > 0 Å, got {self.min_distance}")
-        if self.max_distance is not None and not self.max_distance > self.min_distance:
-            raise ConfigError(
-                f"protocol.limits.max_distance: must be above min_distance ({self.min_distance} Å), or null for no "
-                f"limit; got {self.max_distance}"
+    @staticmethod
+    def contradictions(
+        *,
+        min_distance: float,
+        max_distance: float | None,
+        bond_tolerance: float,
+        bond_stretch: float | None,
+        **_: Any,
+    ) -> Iterator[str]:
+        """Yield what is wrong between limits that are each right alone."""
+        if max_distance is not None and max_distance <= min_distance:
+            yield f"max_distance: expected a number > min_distance ({min_distance} Å) or null, got {max_distance}"
+        if bond_stretch is not None and bond_stretch <= bond_tolerance:
+            yield (
+                f"bond_stretch: expected a number > bond_tolerance ({bond_tolerance}), below which atoms are bonded, "
+                f"or null; got {bond_stretch}"
             )
-        if not 0 < self.bond_tolerance < math.inf:
-            raise ConfigError(f"protocol.limits.bond_tolerance: must be > 0, got {self.bond_tolerance}")
-        if self.bond_stretch is not None and not self.bond_stretch > self.bond_tolerance:
-            raise ConfigError(
-                f"protocol.limits.bond_stretch: must be above bond_tolerance ({self.bond_tolerance}), below which "
-                f"atoms are bonded, or null for no limit; got {self.bond_stretch}"
-            )
-        if not 0 < self.kinetic_alarm <= 1e-3:
-            raise ConfigError(
-                f"protocol.limits.kinetic_alarm: must lie between 0 and 1e-3, or sound replicas count as exploded; got "
-                f"{self.kinetic_alarm}"
-            )
-        if not 1 <= self.kinetic_excess < math.inf:
-            raise ConfigError(f"protocol.limits.kinetic_excess: must be >= 1, got {self.kinetic_excess}")
 
     def check_start(self, frames: Structures, split: str) -> None:
         """Raise DataError, naming the frame and the distance, where a start geometry is outside of the limits."""

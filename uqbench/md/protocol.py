@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
-from uqbench.errors import ConfigError
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
 from uqbench.md.limits import Limits
 
 
@@ -23,40 +24,41 @@ class Protocol:
         limits: what a sound replica never does.
     """
 
-    timestep_fs: float
-    friction_per_ps: float
-    duration_ps: float
-    equilibration_ps: float
-    record_every: int
-    skin: float
-    batch_size: int
+    timestep_fs: PositiveFloat
+    friction_per_ps: NonNegativeFloat
+    duration_ps: PositiveFloat
+    equilibration_ps: NonNegativeFloat
+    record_every: PositiveInt
+    skin: PositiveFloat
+    batch_size: PositiveInt
     limits: Limits
 
-    def __post_init__(self) -> None:
-        for name in ("timestep_fs", "duration_ps", "skin"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"protocol.{name}: must be > 0, got {getattr(self, name)}")
-        for name in ("friction_per_ps", "equilibration_ps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"protocol.{name}: must be >= 0, got {getattr(self, name)}")
-        for name in ("record_every", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"protocol.{name}: must be >= 1, got {getattr(self, name)}")
-        if self.steps < self.record_every:
-            raise ConfigError(
-                f"protocol.duration_ps: {self.duration_ps} ps are {self.steps} steps of {self.timestep_fs} fs, fewer "
-                f"than record_every ({self.record_every})"
+    @staticmethod
+    def contradictions(
+        *,
+        timestep_fs: float,
+        duration_ps: float,
+        equilibration_ps: float,
+        record_every: int,
+        **_: Any,
+    ) -> Iterator[str]:
+        """Yield what is wrong between settings that are each right alone."""
+        steps = _steps(duration_ps, timestep_fs)
+        if steps < record_every:
+            yield (
+                f"duration_ps: {duration_ps} ps are {steps} steps of {timestep_fs} fs, fewer than record_every "
+                f"({record_every})"
             )
-        if not self.analyses(self.steps - self.steps % self.record_every):  # the last record
-            raise ConfigError(
-                f"protocol.equilibration_ps: {self.equilibration_ps} ps of {self.duration_ps} ps leave no frame to "
-                f"analyse, one in {self.record_every} steps of {self.timestep_fs} fs"
+        elif steps - steps % record_every <= _steps(equilibration_ps, timestep_fs):
+            yield (
+                f"equilibration_ps: {equilibration_ps} ps of {duration_ps} ps leave no frame to analyse, one in "
+                f"{record_every} steps of {timestep_fs} fs"
             )
 
     @property
     def steps(self) -> int:
         """Steps of a whole simulation."""
-        return round(1e3 * self.duration_ps / self.timestep_fs)
+        return _steps(self.duration_ps, self.timestep_fs)
 
     @property
     def duration(self) -> float:
@@ -69,12 +71,8 @@ class Protocol:
 
     def analyses(self, step: int) -> bool:
         """Whether the frame after a step is recorded and belongs to what is analysed; the start never does."""
-        return self.records(step) and step > round(1e3 * self.equilibration_ps / self.timestep_fs)
+        return self.records(step) and step > _steps(self.equilibration_ps, self.timestep_fs)
 
 
-def different_temperatures(temperatures: Sequence[float]) -> list[float]:
-    """Return temperatures in K as they were given; raises ConfigError unless they are different numbers > 0."""
-    values = [float(temperature) for temperature in temperatures]
-    if not values or len(set(values)) < len(values) or not all(0 < value < math.inf for value in values):
-        raise ConfigError(f"evaluation.temperatures: expected different numbers > 0 in K, got {values}")
-    return values
+def _steps(time_ps: float, timestep_fs: float) -> int:
+    return round(1e3 * time_ps / timestep_fs)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import PositiveFloat
 
 from uqbench.active.acquisition.base import Acquisition, Proposals, repeats, unlabelled
 from uqbench.active.acquisition.objective import Uncertainty, structure_score
 from uqbench.data.structures import Structures
-from uqbench.errors import ConfigError
 from uqbench.md.driver import ForceField, simulate
 from uqbench.md.protocol import Protocol
 from uqbench.md.state import State
@@ -36,14 +35,8 @@ class MolecularDynamics(Acquisition):
     """
 
     uncertainty: Uncertainty
-    temperature: float
+    temperature: PositiveFloat
     protocol: Protocol
-
-    def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"acquisition.temperature: must be > 0, got {self.temperature}")
-        if self.uncertainty not in ("mean", "max", "energy"):
-            raise ConfigError(f"acquisition.uncertainty: expected mean, max or energy, got {self.uncertainty!r}")
 
     def from_frames(self, method: UQMethod, training: Structures, frames: NDArray[np.int64], *, seed: int) -> Proposals:
         """Simulate from these training frames (P,)."""
