@@ -19,7 +19,7 @@ from uqbench.training.settings import Training
 FITS = [
     (1, int, True), (True, int, False), (1.0, int, False), ("1", int, False), (None, int, False),
     (1, float, True), (0.5, float, True), (True, float, False), (float("nan"), float, False),
-    (float("inf"), float, False), (10**400, int, True), (2, PositiveInt, True), (0, PositiveInt, False),
+    (float("inf"), float, False), (10**400, int, False), (2, PositiveInt, True), (0, PositiveInt, False),
     (0.5, Fraction | None, True), (1.0, Fraction | None, False), (None, Fraction | None, True),
     ([1, 2], Different[int], True), ([1, 1], Different[int], False), ([], Different[int], False),
     (None, Training | None, True), ({}, Training, False), ({"_target_": "x.Y"}, Training | None, True),

@@ -149,7 +149,11 @@ class Request:
         try:
             [override] = OverridesParser.create(self.loader).parse_overrides([text])
         except HydraException as error:
-            self.errors.append(f"{text}: not of the form key=value ({str(error).splitlines()[0]})")
+            reason = f" ({str(error).splitlines()[0]})" if text else ""
+            self.errors.append(f"{text or repr(text)}: not of the form key=value{reason}")
+            return None
+        if not override.key_or_group:
+            self.errors.append(f"{text}: not of the form key=value")
             return None
         if override.is_sweep_override() and not self.multirun:
             listed = f"; a list is written [{override.get_value_string()}]" if override.is_choice_sweep() else ""
@@ -218,6 +222,9 @@ class Request:
             return None
         if key in self.groups:
             return self._check_choice(override, key)
+        if key == "command":
+            self.errors.append(f"command: is what stands after uqbench: uqbench {override.get_value_string()} ...")
+            return None
         aliases = {alias: group for group in self.groups for alias in group.split("@") if "@" in group}
         if key in aliases:
             self.errors.append(f"{key}: is chosen as a whole by {aliases[key]}={override.get_value_string()}")

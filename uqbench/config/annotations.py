@@ -21,7 +21,6 @@ _T = TypeVar("_T")
 # `n_species: Supplied[int]` marks a plain argument that code hands to config.build(), so that no YAML has to list it.
 Supplied = Annotated[_T, "supplied in code"]
 
-Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 Fraction = Annotated[float, Interval(gt=0, lt=1)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
 UnitInterval = Annotated[float, Interval(ge=0, le=1)]
@@ -58,13 +57,20 @@ def matches(value: Any, kind: Any) -> bool:
     if isinstance(value, dict) and "_target_" in value:
         return kind in (Any, object) or object_kind(kind) is not None  # what is built is checked as a node of its own
     adapter = _adapter(kind)
-    if adapter is None:
+    if adapter is None or is_huge(value):
         return False
     try:
         adapter.validate_json(json.dumps(value))
     except ValidationError:
         return False
     return True
+
+
+def is_huge(value: Any) -> bool:
+    """Whether a value is, or holds, an integer of more than 64 bits, which nothing here can count with."""
+    if isinstance(value, dict | list):
+        return any(map(is_huge, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and abs(value) >= 2**63
 
 
 def is_plain(kind: Any) -> bool:
@@ -114,7 +120,7 @@ def _words(schema: Mapping[str, Any]) -> str:
         return " or ".join(map(_words, options))
     if "const" in schema or "enum" in schema:
         return " or ".join(repr(value) for value in schema.get("enum", [schema.get("const")]))
-    words = _TYPES.get(schema.get("type"), "anything")
+    words = _TYPES.get(schema.get("type"), "anything") + (" (not empty)" if schema.get("minLength") else "")
     items = ", ".join(map(_words, schema.get("prefixItems") or filter(None, [schema.get("items")])))
     details = [f"{sign} {schema[bound]}" for bound, sign in _BOUNDS.items() if bound in schema]
     if schema.get("type") == "integer" and "exclusiveMinimum" in schema:

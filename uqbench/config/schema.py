@@ -2,11 +2,12 @@
 
 import typing
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Len
 from omegaconf import DictConfig
+from pydantic import NonNegativeInt
 
-from uqbench.config.annotations import Seed
 from uqbench.config.names import did_you_mean
 from uqbench.config.slots import errors_of_slots, target_nodes, text_of, type_errors, value_errors
 from uqbench.errors import ConfigError
@@ -16,8 +17,8 @@ class Skeleton:
     """Types of the top-level keys that every command shares; a command module may extend it as its own `Skeleton`."""
 
     command: str
-    seed: Seed
-    outputs: str
+    seed: NonNegativeInt
+    outputs: Annotated[str, Len(1)]
     data_root: str | None
     kernels: Literal["auto", "torch", "native"]
 

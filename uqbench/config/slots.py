@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from uqbench.config.annotations import describe, is_plain, matches, object_kind
+from uqbench.config.annotations import describe, is_huge, is_plain, matches, object_kind
 from uqbench.config.names import did_you_mean, entries, plain
 from uqbench.config.renamed import ADDED, added_argument, present_name
 from uqbench.errors import ConfigError
@@ -292,5 +292,7 @@ def type_errors(node: DictConfig, hints: Mapping[str, Any], path: str) -> list[s
             hint = ""
             if typing.get_origin(kind) is typing.Literal and isinstance(value, str):
                 hint = did_you_mean(value, map(str, typing.get_args(kind)))
+            if is_huge(value):
+                hint = " (more than 64 bits)"
             errors.append(f"{path}.{key}".lstrip(".") + f": expected {describe(kind)}, got {value!r}{hint}")
     return errors

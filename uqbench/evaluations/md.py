@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from uqbench.config.annotations import Different, Seed
+from uqbench.config.annotations import Different
 from uqbench.data.structures import Structures
 from uqbench.errors import DataError
 from uqbench.evaluations.base import Evaluation, Rows, cost_rows
@@ -50,7 +50,7 @@ class Stability(Evaluation):
         protocol: Protocol,
         keep_frames: PositiveInt,
         warning_frames: PositiveInt,
-        seed: Seed,
+        seed: NonNegativeInt,
     ) -> None:
         self.temperatures, self.replicas = [float(temperature) for temperature in temperatures], replicas
         self.start_frame, self.protocol, self.seed = start_frame, protocol, seed

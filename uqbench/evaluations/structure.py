@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from ase import Atoms
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from uqbench.config.annotations import Different, Seed
+from uqbench.config.annotations import Different
 from uqbench.data.distributions import Description, describe
 from uqbench.data.graph import Batch
 from uqbench.data.structures import Structures
@@ -53,7 +53,7 @@ class StructureComparison(Evaluation):
         protocol: Protocol,
         reach: PositiveFloat,
         bins: PositiveInt,
-        seed: Seed,
+        seed: NonNegativeInt,
         reference: Literal["oracle", "split"],
         oracle: Oracle,
     ) -> None:

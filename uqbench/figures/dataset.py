@@ -14,7 +14,7 @@ from rich.table import Table
 from uqbench.data.checks import label_warnings, scorable
 from uqbench.data.distributions import Description, describe
 from uqbench.data.structures import Splits, Structures, duplicates_across
-from uqbench.errors import ConfigError
+from uqbench.errors import ConfigError, DataError
 from uqbench.runs.files import atomic_write
 from uqbench.text import printable
 
@@ -34,7 +34,10 @@ def show(structures: Structures, splits: Splits, subset: str, figure: str | None
     console.print(overview_table(structures, subset))
     console.print(splits_table(structures, splits))
     if structures.pbc.all() or figure is not None:
-        described = describe_splits(structures, splits)
+        try:
+            described = describe_splits(structures, splits)
+        except DataError as error:
+            raise DataError(f"figure={figure}: {error}") from error
         console.print(structure_table(described))
         if figure is not None:
             write_figure(figure, described, subset)

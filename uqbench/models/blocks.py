@@ -10,10 +10,11 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from uqbench.data.graph import COINCIDENT, Batch
@@ -115,6 +116,8 @@ class Embedding(nn.Module):
         return self.weight.index_select(-2, species)
 
 
+# Å: below it no two atoms are neighbours, above it nothing fits into memory.
+Cutoff = Annotated[float, Interval(ge=0.1, le=100)]
 Activation = Literal[tuple(ACTIVATIONS)]
 
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from uqbench.config.annotations import Supplied
 from uqbench.models import blocks
-from uqbench.models.blocks import Activation, Backbone, Geometry, Initialiser
+from uqbench.models.blocks import Activation, Backbone, Cutoff, Geometry, Initialiser
 
 # The even activations under nequip's names; features that are odd under inversion always take tanh, as in the paper.
 ACTIVATIONS = {"silu": "silu", "shifted_softplus": "ssp"}
@@ -56,7 +56,7 @@ class NequIP(Backbone):
         radial_functions: PositiveInt,
         radial_layers: NonNegativeInt,
         radial_features: PositiveInt,
-        cutoff: PositiveFloat,
+        cutoff: Cutoff,
         polynomial_cutoff_p: Annotated[float, Ge(2)],
         average_neighbours: PositiveFloat,
         activation: Activation,

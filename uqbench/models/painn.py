@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from uqbench.config.annotations import Supplied
@@ -16,6 +16,7 @@ from uqbench.models.blocks import (
     MLP,
     Activation,
     Backbone,
+    Cutoff,
     Embedding,
     FilterBasis,
     Geometry,
@@ -50,7 +51,7 @@ class PaiNN(Backbone):
         layers: PositiveInt,
         radial_functions: Annotated[int, Ge(2)],
         radial_basis: RadialBasis,
-        cutoff: PositiveFloat,
+        cutoff: Cutoff,
         activation: Activation,
         n_species: Supplied[int],
         init: Initialiser,

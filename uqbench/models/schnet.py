@@ -6,12 +6,22 @@ from collections.abc import Callable
 from typing import Annotated
 
 from annotated_types import Ge
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from uqbench.config.annotations import Supplied
 from uqbench.models import blocks
-from uqbench.models.blocks import MLP, Activation, Backbone, Embedding, Geometry, Initialiser, Linear, RadialBasis
+from uqbench.models.blocks import (
+    MLP,
+    Activation,
+    Backbone,
+    Cutoff,
+    Embedding,
+    Geometry,
+    Initialiser,
+    Linear,
+    RadialBasis,
+)
 from uqbench.models.compiled import schnet_message
 
 
@@ -38,7 +48,7 @@ class SchNet(Backbone):
         layers: PositiveInt,
         radial_functions: Annotated[int, Ge(2)],
         radial_basis: RadialBasis,
-        cutoff: PositiveFloat,
+        cutoff: Cutoff,
         activation: Activation,
         n_species: Supplied[int],
         init: Initialiser,

@@ -277,7 +277,9 @@ def read(path: str | os.PathLike) -> Run:
     """
     path = Path(path)
     if not (path / INFO).is_file():
-        below = sorted(path.glob(f"**/{INFO}"))[:3] if path.is_dir() else []
+        below = []
+        with contextlib.suppress(OSError):  # a folder that cannot be searched, such as /proc
+            below = sorted(path.glob(f"**/{INFO}"))[:3]
         hint = "; runs below it: " + ", ".join(str(info.parent) for info in below) if below else ""
         raise DataError(f"{path}: {'not a run directory' if path.exists() else 'no such run'}{hint}")
     run = Run(path, _read_config(path / CONFIG), _read_info(path))
