@@ -22,6 +22,7 @@ Splits = dict[str, NDArray[np.int64]]
 
 # Closer than any bond (H-H in H2 is 0.74 Å): two atoms on top of each other are a damaged file.
 MIN_DISTANCE = 0.3
+LARGEST = 1e9  # Å; coordinates beyond keep no distances in double precision
 # Geometries whose interatomic distances agree to this (Å) count as the same: far below any step of MD, above the
 # rounding of printed coordinates and of rotated copies.
 DUPLICATE_TOLERANCE = 1e-4
@@ -325,6 +326,8 @@ class Structures(Systems):
         super().check(partial=partial)
         for name in ("positions", "cells"):
             self._check_finite(name)
+        if np.abs(self.positions).max() > LARGEST:
+            raise DataError(f"{self.origin}: positions reach {np.abs(self.positions).max():.3g} Å; check the units")
         self._check_cells()
         self._check_overlaps(np.repeat(np.arange(len(self)), self.n_atoms))
         return self

@@ -260,7 +260,10 @@ class Experiment:
                 f"{structures.origin} has changed since {run.path} was started; restore the file or delete the run"
             )
         splits = self.dataset.split(structures)
-        check_splits(splits, len(structures))
+        try:
+            check_splits(splits, len(structures))
+        except DataError as error:
+            raise DataError(f"{self.cfg.dataset.get('split_file') or structures.origin}: {error}") from error
         splits, lines = scorable(structures, splits)
         for line in [*label_warnings(structures), *lines]:
             log.warning("%s: %s", structures.origin, line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from ase import Atoms
-from pydantic import NonNegativeInt
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
 from uqbench.config.annotations import Fraction
 from uqbench.data.structures import Splits, Structures, check_splits
@@ -140,12 +139,16 @@ def read_split_file(path: Path, n_frames: int, names: Sequence[str] = SPLITS) ->
     frames out of range, or splits that share a frame.
     """
     try:
-        content = json.loads(path.read_text())
+        content = TypeAdapter(dict[str, list[int]], config=ConfigDict(strict=True)).validate_json(path.read_bytes())
         splits = {name: np.asarray(content.get(name, []), dtype=np.int64) for name in names}
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path}: not a JSON object of lists of frame indices ({where} {first['msg']})") from None
+    except (OSError, OverflowError) as error:
         raise DataError(f"{path}: not a JSON object of lists of frame indices ({error})") from None
-    if set(content) - set(names) or any(indices.ndim != 1 for indices in splits.values()):
-        raise DataError(f"{path}: expected the lists {', '.join(names)}, found {', '.join(map(str, content))}")
+    if set(content) - set(names):
+        raise DataError(f"{path}: expected the lists {', '.join(names)}, found {', '.join(content)}")
     try:
         check_splits({name: indices for name, indices in splits.items() if len(indices)}, n_frames)
     except DataError as error:
