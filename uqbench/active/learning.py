@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from uqbench import config
 from uqbench.models import compiled
-from uqbench.report.learning import figures
+from uqbench.report.render.terminal import figures
 from uqbench.runs.experiment import Experiment, open_run
 from uqbench.runs.metrics_table import METRICS, title_of, write_metrics
 from uqbench.runs.run_dir import Run

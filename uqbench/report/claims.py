@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 
-from uqbench.report.evidence import (
+from uqbench.report.statistics.contrasts import (
     BARRIER,
     IN,
     JUDGED,

@@ -34,7 +34,7 @@ def page(text: str, figures: Mapping[str, bytes], *, title: str) -> str:
     converter.inlinePatterns.register(_Figure(figures, converter), "image_link", 150)
     body = converter.convert(text)
     body = re.sub(r"<table>", '<div class="table" tabindex="0"><table>', body).replace("</table>", "</table></div>")
-    loader = jinja2.PackageLoader("uqbench.report", "")
+    loader = jinja2.PackageLoader("uqbench.report.render", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     parts = {"title": title, "toc": markupsafe.Markup(converter.toc), "body": markupsafe.Markup(body)}
     return environment.get_template(TEMPLATE).render(parts)

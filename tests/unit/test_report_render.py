@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from uqbench.cli import main
 from uqbench.figures import canvas
 from uqbench.metrics.bootstrap import RESAMPLES
-from uqbench.report import learning
-from uqbench.report.markdown import Markdown, escape, heading, image, item, slug, table
-from uqbench.report.page import page
+from uqbench.report.render import terminal as learning
+from uqbench.report.render.markdown import Markdown, escape, heading, image, item, slug, table
+from uqbench.report.render.page import page
 from uqbench.runs.metrics_table import write_metrics
 from uqbench.runs.run_dir import RunDir
 from uqbench.runs.tables import metric_frame, render

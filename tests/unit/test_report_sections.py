@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 
 from uqbench.errors import DataError
 from uqbench.metrics.bootstrap import RESAMPLES
-from uqbench.report.collect import collect
-from uqbench.report.comparison import compare
-from uqbench.report.report import write_report
+from uqbench.report.load.runs import collect
+from uqbench.report.render.files import write_report
+from uqbench.report.statistics.comparison import compare
 from uqbench.runs.metrics_table import write_metrics
 from uqbench.runs.run_dir import RunDir
 

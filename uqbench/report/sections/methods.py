@@ -8,12 +8,11 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from uqbench.figures.methods import Panel, Point, methods_figure
-from uqbench.report.catalogue import HIGH_IS_GOOD, MAIN, SIMULATED, SIMULATIONS, Row, metrics_of
-from uqbench.report.collect import Collected
-from uqbench.report.comparison import Comparison
-from uqbench.report.generations import Section
-from uqbench.report.markdown import (
+from uqbench.report.figures.methods import Panel, Point, methods_figure
+from uqbench.report.load.run import OUTER
+from uqbench.report.load.runs import Collected
+from uqbench.report.places import METHOD, PLACE
+from uqbench.report.render.markdown import (
     NOTHING,
     Markdown,
     difference,
@@ -26,9 +25,10 @@ from uqbench.report.markdown import (
     table,
     with_unit,
 )
-from uqbench.report.places import METHOD, PLACE
-from uqbench.report.reading import OUTER
-from uqbench.report.survival import Drawing, survival
+from uqbench.report.sections.generations import Section
+from uqbench.report.sections.survival import Drawing, survival
+from uqbench.report.statistics.comparison import Comparison
+from uqbench.report.statistics.metrics import HIGH_IS_GOOD, MAIN, SIMULATED, SIMULATIONS, Row, metrics_of
 from uqbench.runs.tables import number
 
 DRAWN = (

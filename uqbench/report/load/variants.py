@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from uqbench.report.reading import OUTER, Record
+from uqbench.report.load.run import OUTER, Record
 
 # Repetitions of one experiment differ in these only, and so in the weights that they evaluate.
 REPEATED = ("seed", "dataset.seed", "dataset.split", "evaluation.seed", "source_sha256")

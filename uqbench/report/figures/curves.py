@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from uqbench.figures.canvas import BLACK, DPI, GREY, STYLE, plain, png
-from uqbench.figures.methods import LOOKS
+from uqbench.report.figures.methods import LOOKS
 
 COLUMNS = 3
 DASHES = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1))]

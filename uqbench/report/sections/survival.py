@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from uqbench.figures.survivals import Replicas, survivals_figure
-from uqbench.report.markdown import name
+from uqbench.report.figures.survival import Replicas, survivals_figure
 from uqbench.report.places import METHOD
+from uqbench.report.render.markdown import name
 
 REPLICAS = "md_replicas.csv"
 

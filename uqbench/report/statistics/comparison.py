@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from uqbench.errors import DataError
-from uqbench.report.catalogue import PROPOSED, SHARES, badness, bounds
-from uqbench.report.collect import Collected, Samples, samples
-from uqbench.report.gaps import gaps
+from uqbench.report.load.missing import gaps
+from uqbench.report.load.runs import Collected, Samples, samples
 from uqbench.report.places import METHOD, PLACE, WHAT, plain
-from uqbench.report.statistics import Estimate, Values, difference, estimate, share, share_difference
+from uqbench.report.statistics.intervals import Estimate, Values, difference, estimate, share, share_difference
+from uqbench.report.statistics.metrics import PROPOSED, SHARES, badness, bounds
 from uqbench.report.units import EV_IN_KCAL_MOL, convert_units
 from uqbench.runs.tables import IDEAL
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from uqbench.report.evidence import IN, JUDGED, OUT, Evidence, worth
+from uqbench.report.statistics.contrasts import IN, JUDGED, OUT, Evidence, worth
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from uqbench.report import overview, ranks
 from uqbench.report.claims import CONTRADICTED, OPEN, SUPPORTED, verdicts
-from uqbench.report.evidence import BARRIER, IN, JUDGED, OUT, RAW, SURVIVAL, Evidence, worth
+from uqbench.report.sections import study as overview
+from uqbench.report.statistics import ranks
+from uqbench.report.statistics.contrasts import BARRIER, IN, JUDGED, OUT, RAW, SURVIVAL, Evidence, worth
 
 SPEARMAN = ("forces", "spearman")
 MAE = ("forces", "mae")

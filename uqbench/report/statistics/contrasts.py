@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from uqbench.errors import DataError
-from uqbench.report.catalogue import PROPOSED, badness
-from uqbench.report.collect import samples
-from uqbench.report.markdown import name
+from uqbench.report.load.runs import samples
 from uqbench.report.places import PLACE
-from uqbench.report.statistics import Estimate, Values, difference, stratified
+from uqbench.report.render.markdown import name
+from uqbench.report.statistics.intervals import Estimate, Values, difference, stratified
+from uqbench.report.statistics.metrics import PROPOSED, badness
 
 # Target, metric and label of what claims and ranks are judged by: errors, ranking, calibration.
 JUDGED = (

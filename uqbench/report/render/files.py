@@ -12,15 +12,17 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from uqbench.report import generations, overview, scores
 from uqbench.report.claims import Verdict, verdicts
-from uqbench.report.collect import Collected, collect
-from uqbench.report.comparison import Comparison, compare
-from uqbench.report.evidence import Evidence
-from uqbench.report.markdown import item
-from uqbench.report.page import page
+from uqbench.report.load.runs import Collected, collect
 from uqbench.report.parallel import mapped
-from uqbench.report.ranks import Ranking, rankings
+from uqbench.report.render.markdown import item
+from uqbench.report.render.page import page
+from uqbench.report.sections import generations
+from uqbench.report.sections import methods as scores
+from uqbench.report.sections import study as overview
+from uqbench.report.statistics.comparison import Comparison, compare
+from uqbench.report.statistics.contrasts import Evidence
+from uqbench.report.statistics.ranks import Ranking, rankings
 from uqbench.runs.files import atomic_write
 from uqbench.runs.tables import COLUMNS
 

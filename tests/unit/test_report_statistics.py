@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uqbench.report.statistics import Estimate, Values, difference, estimate, share, share_difference
+from uqbench.report.statistics.intervals import Estimate, Values, difference, estimate, share, share_difference
 
 pytestmark = pytest.mark.numerics
 

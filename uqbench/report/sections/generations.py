@@ -9,15 +9,15 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from uqbench.figures.curves import Curve, CurvePanel, curves_figure
-from uqbench.report import markdown
-from uqbench.report.catalogue import HIGH_IS_GOOD, LEARNING, NEUTRAL, SIGNED, Metric, Row, grouped, metrics_of
-from uqbench.report.collect import Collected
-from uqbench.report.comparison import Comparison
-from uqbench.report.markdown import heading, image, name, slug, with_unit
+from uqbench.report.figures.curves import Curve, CurvePanel, curves_figure
+from uqbench.report.load.run import ACQUISITION, OUTER
+from uqbench.report.load.runs import Collected
 from uqbench.report.places import METHOD
-from uqbench.report.reading import ACQUISITION, OUTER
-from uqbench.report.survival import Drawing, survival
+from uqbench.report.render import markdown
+from uqbench.report.render.markdown import heading, image, name, slug, with_unit
+from uqbench.report.sections.survival import Drawing, survival
+from uqbench.report.statistics.comparison import Comparison
+from uqbench.report.statistics.metrics import HIGH_IS_GOOD, LEARNING, NEUTRAL, SIGNED, Metric, Row, grouped, metrics_of
 
 HERE = ["dataset", "subset", "backbone", "setting"]  # where methods are compared, over all splits and generations
 

@@ -9,12 +9,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from uqbench.errors import DataError
-from uqbench.figures.costs import pareto
 from uqbench.metrics.bootstrap import RESAMPLES
-from uqbench.report import report
-from uqbench.report.catalogue import MAIN, badness, bounds
-from uqbench.report.collect import collect
-from uqbench.report.comparison import compare
+from uqbench.report.figures.costs import pareto
+from uqbench.report.load.runs import collect
+from uqbench.report.render import files as report
+from uqbench.report.statistics.comparison import compare
+from uqbench.report.statistics.metrics import MAIN, badness, bounds
 from uqbench.runs.metrics_table import write_metrics
 from uqbench.runs.run_dir import RunDir
 
@@ -282,7 +282,7 @@ def test_many_runs_are_read_in_processes_to_the_same_table(tmp_path, monkeypatch
     broken = write_run(tmp_path, "a", 4, {"mae": 1.0})
     (broken / "metrics.csv").unlink()
     alone = collect([tmp_path])
-    monkeypatch.setattr("uqbench.report.collect.WORTH_A_PROCESS", 2)
+    monkeypatch.setattr("uqbench.report.load.runs.WORTH_A_PROCESS", 2)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     together = collect([tmp_path])
     pd.testing.assert_frame_equal(alone.rows, together.rows)

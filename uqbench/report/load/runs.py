@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from uqbench.errors import DataError
 from uqbench.metrics.bootstrap import RESAMPLES
+from uqbench.report.load.run import Record, read_all
+from uqbench.report.load.variants import Variant, setting, variants
 from uqbench.report.parallel import mapped
-from uqbench.report.reading import Record, read_all
-from uqbench.report.variants import Variant, setting, variants
 from uqbench.runs.run_dir import INFO
 from uqbench.runs.tables import IDENTITY
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from uqbench.figures import canvas
 from uqbench.figures.canvas import GREY, STYLE, plain, png
-from uqbench.figures.methods import LOOKS
+from uqbench.report.figures.methods import LOOKS
 
 LEGEND = 4  # columns
 

@@ -9,16 +9,16 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from uqbench.figures.costs import Trade, costs_figure, pareto
-from uqbench.figures.ranks import ranks_figure
-from uqbench.report import markdown
-from uqbench.report.catalogue import Row, badness, grouped
 from uqbench.report.claims import PROVISIONAL, SHARED_RULE, Verdict
-from uqbench.report.evidence import JUDGED, Quantity
-from uqbench.report.markdown import Markdown, escape, heading, image, item, name, slug, table, with_unit
+from uqbench.report.figures.costs import Trade, costs_figure, pareto
+from uqbench.report.figures.ranks import ranks_figure
 from uqbench.report.places import METHOD, PLACE, describe
-from uqbench.report.ranks import Ranking
-from uqbench.report.survival import Drawing
+from uqbench.report.render import markdown
+from uqbench.report.render.markdown import Markdown, escape, heading, image, item, name, slug, table, with_unit
+from uqbench.report.sections.survival import Drawing
+from uqbench.report.statistics.contrasts import JUDGED, Quantity
+from uqbench.report.statistics.metrics import Row, badness, grouped
+from uqbench.report.statistics.ranks import Ranking
 
 COSTS = (("training_time", "training"), ("inference_time", "inference"))
 CONDITIONS = ["trained_on", "backbone", "setting", "shared"]
