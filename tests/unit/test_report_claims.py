@@ -1,18 +1,20 @@
 """Ranks and verdicts: against other libraries, and on studies whose outcome is planted."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
 
+import uqbench.report.sections.study as sections
 from uqbench.report.claims import CONTRADICTED, OPEN, SUPPORTED, verdicts
-from uqbench.report.sections import study as overview
-from uqbench.report.statistics import ranks
-from uqbench.report.statistics.contrasts import BARRIER, IN, JUDGED, OUT, RAW, SURVIVAL, Evidence, worth
+from uqbench.report.statistics.contrasts import IN, OUT, SIMULATION, Study, worth
+from uqbench.report.statistics.metrics import BARRIER, FORCE_MAE, MISCALIBRATION_RAW, PRINCIPAL
+from uqbench.report.statistics.metrics import SPEARMAN as SPEARMAN_OF_FORCES
+from uqbench.report.statistics.ranks import mean_ranks, rankings
 
 SPEARMAN = ("forces", "spearman")
 MAE = ("forces", "mae")
+SURVIVAL = ("md", "survival")
+SCORED = [(quantity.target, quantity.metric) for quantity in (*PRINCIPAL, MISCALIBRATION_RAW)]
 METHODS = ("ensemble", "mve", "evidential", "gmm")
 FAMILIES = {"ensemble": "ensemble", "mve": "single", "evidential": "single", "gmm": "layer"}
 
@@ -32,8 +34,8 @@ def study(
 ):
     """Rows of a study; `effects` maps (method, target, metric, domain or None) to what is added to the common value."""
     rng, rows = np.random.default_rng(chance), []
-    scored = quantities or [quantity[:2] for quantity in (*JUDGED, RAW)]
-    simulated = [SURVIVAL[:2], ("neb", "barrier_error")] if "out" in domains and not quantities else []
+    scored = quantities or SCORED
+    simulated = [SURVIVAL, ("neb", "barrier_error")] if "out" in domains and not quantities else []
     for domain in domains:
         for target, metric in scored + (simulated if domain == "out" else []):
             for block in range(blocks):
@@ -47,24 +49,24 @@ def study(
                         split = {"in": "test", "out": "far"}[domain] if target in ("forces", "energy") else "hot"
                         rows.append(
                             {"command": "train", "dataset": "toy", "subset": f"t{block}", "split": split}
-                            | {"generation": pd.NA, "backbone": "net", "setting": None, "uq": method, "own": ""}
+                            | {"generation": pd.NA, "backbone": "net", "setting": None, "uq": method, "uq_settings": ""}
                             | {"shared": "", "frames": f"{domain}{block}", "seed": seed, "target": target}
                             | {"population": "all", "metric": metric, "value": value, "domain": domain, "n": 9}
                             | {"source": "", "path": f"{method}{block}{seed}", "acquisition": "", "unit": "1"}
                             | {"family": {**FAMILIES, **(families or {})}.get(method)}
                             | {"ci_low": np.nan, "ci_high": np.nan}
                         )
-    return Evidence(pd.DataFrame(rows).astype({"generation": "Int64"}))
+    return Study(pd.DataFrame(rows).astype({"generation": "Int64"}))
 
 
-def verdict_of(evidence):
-    return {one.claim: one.verdict for one in verdicts(evidence)}
+def verdict_of(runs):
+    return {one.claim.number: one.verdict for one in verdicts(runs)}
 
 
 def everywhere(method, shift):
     """A shift on every metric, for the better where it is negative."""
     sign = {"spearman": -1, "roc_auc_80": -1, "survival": -1}
-    metrics = [quantity[:2] for quantity in (*JUDGED, RAW, SURVIVAL)] + [("neb", "barrier_error")]
+    metrics = [*SCORED, SURVIVAL, ("neb", "barrier_error")]
     return {(method, *metric): sign.get(metric[1], 1) * shift for metric in metrics}
 
 
@@ -78,7 +80,7 @@ def test_equal_methods_are_told_apart_as_rarely_as_the_level_says(blocks):
     studies, wrong = 60, 0
     settings = {"methods": ("a", "b"), "blocks": blocks, "seeds": 3, "domains": ("in",), "quantities": [SPEARMAN]}
     for chance in range(studies):
-        one = study({}, **settings, chance=chance).contrast("a", "b", IN, JUDGED[2], 0.9)
+        one = study({}, **settings, chance=chance).contrast("a", "b", IN, SPEARMAN_OF_FORCES, 0.9)
         wrong += one.better or one.worse
     assert wrong / studies < 0.1 + 3 * np.sqrt(0.1 * 0.9 / studies)
 
@@ -117,7 +119,7 @@ def test_evidential_preferred_on_one_metric():
 
 
 def test_a_more_robust_single_model_contradicts_the_ensemble():
-    assert verdict_of(study(everywhere("ensemble", -0.2) | {("gmm", *SURVIVAL[:2]): 0.4}))["C2"] == CONTRADICTED
+    assert verdict_of(study(everywhere("ensemble", -0.2) | {("gmm", *SURVIVAL): 0.4}))["C2"] == CONTRADICTED
     assert verdict_of(study({("gmm", "neb", "barrier_error"): -0.3}))["C2"] == CONTRADICTED
 
 
@@ -133,9 +135,9 @@ def test_the_declared_family_says_what_an_ensemble_is_and_not_the_name(names):
     better, other = names
     families = {better: "ensemble", other: "single"}
     planted = everywhere(better, -0.2)
-    found = {one.claim: one for one in verdicts(study(planted, methods=(better, other), families=families))}
+    found = {one.claim.number: one for one in verdicts(study(planted, methods=(better, other), families=families))}
     assert found["C2"].verdict == SUPPORTED and found["C6"].verdict == SUPPORTED
-    assert all(f"{other} worse than {better}" in number for number in found["C6"].numbers)
+    assert all(f"{other} worse than {better}" in number for number in map(str, found["C6"].contrasts))
     level = study({}, methods=(better, other), families=families, noise=1e-4)
     assert verdict_of(level)["C6"] == CONTRADICTED, "the single model is compared, and level"
 
@@ -154,8 +156,8 @@ def test_two_ensembles_are_beaten_only_together_and_win_only_alone():
 @pytest.mark.parametrize("family", [None, pd.NA])
 def test_a_method_of_an_unknown_family_is_neither_an_ensemble_nor_a_single_model(family):
     families = {"their_ensemble": family}
-    evidence = study({}, methods=("ensemble", "their_ensemble", "mve"), families=families, noise=1e-4)
-    assert evidence.ensembles == ["ensemble"] and evidence.others == ["mve"]
+    runs = study({}, methods=("ensemble", "their_ensemble", "mve"), families=families, noise=1e-4)
+    assert runs.ensembles == ["ensemble"] and runs.others == ["mve"]
     alone = study(everywhere("their_ensemble", -0.2), methods=("their_ensemble", "mve"), families=families)
     assert verdict_of(alone)["C2"] == verdict_of(alone)["C6"] == OPEN
 
@@ -164,23 +166,23 @@ def test_runs_that_disagree_on_the_family_of_a_method_leave_it_unknown():
     rows = study({}, families={"odd": "ensemble"}, methods=("odd",)).rows.drop(columns=["method", "block"])
     rows["family"] = np.where(rows["seed"] == 0, "ensemble", "single")
     rows["domain"] = rows["domain"].map({"in domain": "in", "out of domain": "out", "simulation": "out"})
-    assert Evidence(rows).ensembles == []
+    assert Study(rows).ensembles == []
 
 
 def test_single_runs_on_few_data_sets_decide_nothing():
-    evidence = study(everywhere("ensemble", -0.4), blocks=2, seeds=1)
-    assert set(verdict_of(evidence).values()) == {OPEN}
+    runs = study(everywhere("ensemble", -0.4), blocks=2, seeds=1)
+    assert set(verdict_of(runs).values()) == {OPEN}
     decided = study(everywhere("ensemble", -0.4), blocks=2, seeds=3)
     assert verdict_of(decided)["C6"] == SUPPORTED
 
 
 def test_numbers_say_direction_level_and_blocks():
-    evidence = study(everywhere("ensemble", -0.2), drop={("mve", 0, 0), ("mve", 0, 1)})
-    one = evidence.contrast("mve", "ensemble", IN, JUDGED[0], 0.99)
+    runs = study(everywhere("ensemble", -0.2), drop={("mve", 0, 0), ("mve", 0, 1)})
+    one = runs.contrast("mve", "ensemble", IN, FORCE_MAE, 0.99)
     assert one.worse and (one.blocks, one.of) == (5, 6)
     text = str(one)
     assert text.startswith("force MAE, in domain: mve worse than ensemble, +") and "at 99 %; blocks: 5 of 6" in text
-    assert evidence.contrast("mve", "nobody", IN, JUDGED[0], 0.95) is None
+    assert runs.contrast("mve", "nobody", IN, FORCE_MAE, 0.95) is None
 
 
 def test_the_last_generation_after_attacks_is_what_counts():
@@ -190,7 +192,7 @@ def test_the_last_generation_after_attacks_is_what_counts():
     for generation, acquisition, value in ((1, "adversarial", 3.0), (2, "adversarial", 2.0), (2, "random", 1.0)):
         parts.append(rows.assign(generation=generation, acquisition=acquisition, value=value, path=acquisition))
     learned = pd.concat(parts, ignore_index=True).astype({"generation": "Int64"}).assign(domain="out", command="al")
-    assert set(Evidence(learned).rows["value"]) == {2.0}
+    assert set(Study(learned).rows["value"]) == {2.0}
 
 
 def test_constant_scores_count_as_uninformed():
@@ -201,32 +203,31 @@ def test_constant_scores_count_as_uninformed():
 
 
 def test_barriers_are_judged_by_their_size():
-    evidence = study({("gmm", "neb", "barrier_error"): -1.1}, noise=1e-3)
-    one = evidence.contrast("gmm", "mve", "simulation", BARRIER, 0.95)
-    assert np.exp(one.gap.mean) == pytest.approx(1.0, rel=0.2), "0.5 - 1.1 is about as bad as 0.6"
+    runs = study({("gmm", "neb", "barrier_error"): -1.1}, noise=1e-3)
+    one = runs.contrast("gmm", "mve", SIMULATION, BARRIER, 0.95)
+    assert np.exp(one.excess.mean) == pytest.approx(1.0, rel=0.2), "0.5 - 1.1 is about as bad as 0.6"
 
 
 def test_ranks_are_means_over_blocks_with_ties_shared():
-    data = pd.DataFrame({"c": [3.0, 9.0, 6.0], "a": [1.0, 2.0, 5.0], "b": [2.0, 2.0, 2.0]})
-    found = ranks.rank(data, IN, left_out=2)
-    assert found.methods == ["a", "b", "c"] and (found.blocks, found.left_out) == (3, 2)
-    assert found.ranks == pytest.approx([(1 + 1.5 + 2) / 3, (2 + 1.5 + 1) / 3, 3.0])
+    blocks = pd.DataFrame({"c": [3.0, 9.0, 6.0], "a": [1.0, 2.0, 5.0], "b": [2.0, 2.0, 2.0]})
+    ranks = mean_ranks(blocks)
+    assert list(ranks.index) == ["a", "b", "c"]
+    assert ranks.tolist() == pytest.approx([(1 + 1.5 + 2) / 3, (2 + 1.5 + 1) / 3, 3.0])
 
 
 def test_a_better_method_ranks_first():
-    found = {one.domain: one for one in ranks.rankings(study(everywhere("ensemble", -0.2)))}
-    assert set(found) == {IN, OUT}
-    assert found[IN].methods[0] == "ensemble" and found[IN].ranks[0] == 1.0
-    assert found[IN].blocks == 6 * len(JUDGED) and found[IN].left_out == 0
+    ranked = rankings(study(everywhere("ensemble", -0.2)))
+    assert set(ranked["domain"]) == {IN, OUT}
+    first = ranked[ranked["domain"] == IN].iloc[0]
+    assert first["method"] == "ensemble" and first["mean_rank"] == 1.0
+    assert first["blocks"] == 6 * len(PRINCIPAL) and first["left_out"] == 0
 
 
 def test_ranks_over_metrics_are_described_and_not_tested():
     """Metrics of one prediction are no independent blocks: nothing like a p-value stands beside their ranks."""
-    found = list(ranks.rankings(study(everywhere("ensemble", -0.2))))
-    assert {field.name for field in dataclasses.fields(ranks.Ranking)} == {
-        *("domain", "methods", "ranks", "blocks", "left_out")
-    }
-    text = " ".join(overview.ranks(found)[0])
+    ranked = rankings(study(everywhere("ensemble", -0.2)))
+    assert list(ranked) == ["domain", "method", "mean_rank", "blocks", "left_out"]
+    text = " ".join(sections.ranks(ranked).lines)
     assert "Mean ranks over 36 blocks: ensemble 1.00," in text and "There is no p-value" in text
     for word in ("Friedman", "Nemenyi", "Not told apart", "p ="):
         assert word not in text
@@ -234,7 +235,7 @@ def test_ranks_over_metrics_are_described_and_not_tested():
 
 def test_what_is_decided_is_so_provisionally_and_says_why():
     decided = verdicts(study(everywhere("ensemble", -0.2)))
-    shown = "\n".join(overview.claims(decided))
+    shown = "\n".join(sections.claims(decided).lines)
     for one in decided:
         assert bool(one.caveat) == (one.verdict != OPEN)
         assert f"| **{one.verdict}**{', provisionally' if one.caveat else ''} |" in shown and one.caveat in shown
@@ -243,6 +244,10 @@ def test_what_is_decided_is_so_provisionally_and_says_why():
 
 
 def test_blocks_that_lack_a_method_are_counted_and_left_out():
-    evidence = study({}, drop={("gmm", 0, 0), ("gmm", 0, 1)})
-    (found, _) = ranks.rankings(evidence)
-    assert found.left_out == len(JUDGED) and found.blocks == 5 * len(JUDGED)
+    ranked = rankings(study({}, drop={("gmm", 0, 0), ("gmm", 0, 1)}))
+    assert set(ranked["left_out"]) == {len(PRINCIPAL)} and set(ranked["blocks"]) == {5 * len(PRINCIPAL)}
+
+
+def test_one_method_alone_is_not_ranked():
+    assert not len(rankings(study({}, methods=("mve",))))
+    assert not sections.ranks(rankings(study({}, methods=("mve",)))).lines

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from report_runs import row
 
 from uqbench.cli import main
 from uqbench.figures import canvas
 from uqbench.metrics.bootstrap import RESAMPLES
-from uqbench.report.render import terminal as learning
+from uqbench.report.render import terminal
 from uqbench.report.render.markdown import Markdown, escape, heading, image, item, slug, table
 from uqbench.report.render.page import page
 from uqbench.runs.metrics_table import write_metrics
@@ -75,7 +76,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text, tags=TAGS):
         super().__init__()
         self.allowed = tags
-        self.texts, self.alts, self.open, self.tags = [], [], [], []
+        self.texts, self.alts, self.open, self.tags, self.ids, self.links = [], [], [], [], [], []
         self.feed(text)
         self.close()
 
@@ -86,8 +87,8 @@ class Page(html.parser.HTMLParser):
             assert key in ATTRIBUTES, f"{tag} {key}"
             assert key != "href" or re.fullmatch(r"#[\w-]*", value), value
             assert key != "src" or value.startswith("data:image/png;base64,"), value
-            if key == "alt":
-                self.alts.append(value)
+            if key in ("alt", "id", "href"):
+                {"alt": self.alts, "id": self.ids, "href": self.links}[key].append(value)
         if tag not in ("img", "meta", "br", "hr"):
             self.open.append(tag)
             if tag not in ("strong", "em", "a"):
@@ -179,15 +180,6 @@ def test_what_steers_a_terminal_is_written_out():
 LABELS = ("dataset", "subset", "backbone", "uq")
 
 
-def row(target, metric, value, *, population="all", unit="1", **changes):
-    ends = {"ci_low": None, "ci_high": None}
-    return (
-        {"target": target, "population": population, "metric": metric, "value": value, "unit": unit, "n": 9}
-        | ends
-        | changes
-    )
-
-
 @pytest.mark.parametrize("text", HOSTILE)
 def test_tables_on_the_terminal_show_names_as_they_are(text):
     identity = dict.fromkeys(("run_id", "command", "split", *LABELS), text) | {"seed": 1, "generation": 1}
@@ -196,7 +188,7 @@ def test_tables_on_the_terminal_show_names_as_they_are(text):
         identity | row(f"x{text}", f"m{text}", 1.0, population=text),
     ]
     frame = metric_frame(rows)
-    out = render(frame.to_dict("records"), width=400) + learning.table(frame)
+    out = render(frame.to_dict("records"), width=400) + terminal.table(frame)
     assert not set(re.findall(r"[^\n]", out)) - set(printable(out.replace("\n", "")))
     seen = " ".join(out.split())
     assert f"{shown(text)}, {shown(text)}, {shown(text)}, {shown(text)}, seed 1" in seen and shown(f"m{text}") in seen
@@ -289,6 +281,7 @@ def test_a_report_of_hostile_labels_comes_to_its_end_and_shows_them(tmp_path, ca
         assert part in everything, part
     assert "Active learning: " in everything and list((tmp_path / "out").glob("survival_*.png"))
     assert len(found.alts) == len(list((tmp_path / "out").glob("*.png"))) > 3
+    assert found.links and {link.removeprefix("#") for link in found.links} <= set(found.ids), "the contents lead there"
     for line in (tmp_path / "out" / "report.md").read_text().splitlines():
         assert not re.search(r"(?<!\\)\]\((?!\w[\w.-]*\.png\))", line), line
     rows = pd.read_csv(tmp_path / "out" / "metrics.csv", keep_default_na=False)

@@ -1,194 +1,110 @@
-"""Active learning in the report: nothing counted twice, acquisitions named, generations side by side."""
-
-import shutil
+"""What a report says of planted runs: methods, domains, structure, generations, survival."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
+from report_runs import learned_runs, row, write_evaluation, write_run
 
-from uqbench.errors import DataError
-from uqbench.metrics.bootstrap import RESAMPLES
-from uqbench.report.load.runs import collect
-from uqbench.report.render.files import write_report
-from uqbench.report.statistics.comparison import compare
-from uqbench.runs.metrics_table import write_metrics
-from uqbench.runs.run_dir import RunDir
-
-GENERATIONS = (1, 2)
-FAMILY = {"ensemble": "ensemble", "gmm": "layer", "mve": "single"}
+from uqbench.report import write_report
+from uqbench.report.figures.costs import pareto
 
 
-def row(target, metric, value, *, population="all", unit="1", n=9):
-    return {"target": target, "population": population, "metric": metric, "value": value, "unit": unit} | {
-        "n": n,
-        "ci_low": None,
-        "ci_high": None,
-    }
-
-
-def nested(path, command, labels, rows, *, split, generation, fates=None, spread=0.01):
-    config = OmegaConf.create({"command": command, "seed": labels["seed"], "generation": generation, "name": split})
-    with RunDir(path, config, command) as run:
-        run.update(labels=labels, family=FAMILY[labels["uq"]], data_sha256=split, scored_sha256=split)
-        noise = np.random.default_rng(0).normal(size=50)
-        samples = [{**one, "values": one["value"] + spread * noise} for one in rows if one["target"] == "forces"]
-        if samples:
-            run.write_parquet(RESAMPLES, pd.DataFrame(samples)[["target", "population", "metric", "values"]])
-        if fates is not None:
-            run.write_csv("md_replicas.csv", fates)
-        write_metrics(run, rows, command=command, split=split, labels=labels, generation=generation)
-        run.finish()
-
-
-def al_run(root, uq, seed, acquisition, mae, *, finish=True, kT=None, survivors=(8, 10)):
-    """An active-learning run: `mae` out of domain at each generation, of 10 replicas `survivors` at each."""
-    settings = {"_target_": f"uqbench.active.{acquisition}.X", "steps" if acquisition == "adversarial" else "reach": 1}
-    settings |= {"kT": kT} if kT else {}
-    config = {"command": "al", "seed": seed, "uq": {"name": uq}, "acquisition": settings, "oracle": {"_target_": "a.B"}}
-    labels = {"dataset": "toy", "subset": None, "backbone": "net", "uq": uq, "seed": seed}
-    place = {key: labels[key] for key in ("dataset", "backbone", "uq", "seed")}
-    choices = {
-        "uq": uq,
-        "acquisition": acquisition,
-        "oracle": "xtb",
-        "evaluation@evaluations.far.evaluation": "metrics",
-    }
-    with RunDir.open(root=root, command="al", config=OmegaConf.create(config), **place) as run:
-        run.update(labels=labels, choices=choices, family=FAMILY[uq])
-        everything = []
-        for generation, value, left in zip(GENERATIONS, mae, survivors, strict=True):
-            folder = run.path / f"generation_{generation}"
-            fates = pd.DataFrame({"temperature": 300.0, "time_ps": np.where(np.arange(10) < left, 1.0, 0.5)})
-            fates["exploded"] = np.arange(10) >= left
-            parts = {
-                "test": ("train", [row("forces", "mae", value / 10, unit="eV/Å")], None),
-                "far": ("evaluate", [row("forces", "mae", value, unit="eV/Å")], None),
-                "path": ("evaluate", [row("neb", "barrier_error", (-1) ** seed * value, unit="eV")], None),
-                "hot": ("evaluate", [row("md", "survival", left / 10, population="temperature=300K", n=10)], fates),
-            }
-            for split, (command, rows, table) in parts.items():
-                name = folder if split == "test" else folder.with_name(f"{folder.name}_{split}")
-                nested(name, command, labels, rows, split=split, generation=generation, fates=table)
-                everything += [one | {"split": split, "generation": generation} for one in rows]
-            if generation < GENERATIONS[-1]:
-                facts = row("acquisition", "above_random", 0.9)
-                everything.append(facts | {"split": "test", "generation": generation})
-        write_metrics(run, everything, command="al", split="test", labels=labels)
-        if finish:
-            run.finish()
-    return run.path
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Two methods, two acquisitions, three seeds; at the last generation the attack is better by 1, by construction."""
-    root, rng = tmp_path_factory.mktemp("learned") / "runs", np.random.default_rng(0)
-    for seed in range(3):
-        for uq in ("ensemble", "gmm"):
-            for acquisition, last in (("adversarial", 2.0), ("random", 3.0)):
-                # What the seed does to both acquisitions alike is larger than what separates them.
-                base = 5.0 * seed
-                mae = (base + 4.0, base + last + 0.1 * rng.normal())
-                al_run(root, uq, seed, acquisition, mae)
-    return root
+def report_on(tmp_path, runs=None, against="a"):
+    """The folder of a report, and its text."""
+    write_report(str(runs or tmp_path / "runs"), against=against, units="eV", output=str(tmp_path / "out"))
+    return tmp_path / "out", (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.fixture
-def learned(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "runs")
+def learned(tmp_path):
+    learned_runs(tmp_path / "runs")
+    return tmp_path / "runs"
 
 
-def test_generations_are_counted_once_and_can_be_asked_for(learned):
-    rows = collect([learned]).rows
-    assert rows["path"].nunique() == 12 and set(rows["command"]) == {"al"}
-    one = sorted(learned.glob("al/*/*/*/*"))[0]
-    inner = collect([one / "generation_1", one / "generation_2_far"]).rows
-    assert inner["path"].nunique() == 2 and set(inner["command"]) == {"train", "evaluate"}
-    assert collect([one, one / "generation_1"]).rows["path"].nunique() == 1
+def test_the_report_holds_every_method_and_can_be_written_again(tmp_path):
+    for uq in ("a", "b"):
+        for seed in (0, 1):
+            write_run(tmp_path / "runs", uq, seed, {"mae": 1.0 + seed, "spearman": np.nan, "cnll": -1.0})
+    (out, text), _ = report_on(tmp_path), report_on(tmp_path)
+    tables = {f"{name}.csv" for name in ("metrics", "summary", "differences", "ranks", "claims")}
+    files = {path.name for path in out.iterdir() if path.suffix != ".png"}
+    assert files == tables | {"metrics.parquet", "report.md", "report.html"}
+    assert "| metric (runs) | a (2) | b (2) |" in text and "4 finished runs" in text
+    assert "## Claims of the study" in text and "## Ranks" in text
+    assert "| Spearman ρ | – | – |" in text, "undefined, not zero"
+    page = (out / "report.html").read_text()
+    assert not any(word in page for word in ("@import", "url(", "<script")), "asks for nothing else"
+    tidy = pd.read_parquet(out / "metrics.parquet")
+    assert tidy["path"].nunique() == 4 and {"variant", "path", "domain"} <= set(tidy.columns)
+    assert pd.read_csv(out / "metrics.csv")["value"].equals(tidy["value"])
+    assert pd.read_csv(out / "claims.csv")["claim"].tolist() == ["C1", "C2", "C3", "C4", "C5", "C6"]
+    assert set(pd.read_csv(out / "summary.csv")["uq"]) == {"a", "b"}
+    assert list(pd.read_csv(out / "ranks.csv")) == ["domain", "method", "mean_rank", "blocks", "left_out"]
 
 
-def test_an_unfinished_run_is_left_out_with_all_in_it(tmp_path):
-    al_run(tmp_path, "gmm", 0, "random", (2, 1))
-    path = al_run(tmp_path, "gmm", 1, "random", (2, 1), finish=False)
-    found = collect([tmp_path])
-    assert found.rows["path"].nunique() == 1
-    (problem,) = found.problems
-    assert str(path) in problem and "not finished" in problem
-    with pytest.raises(DataError, match="not finished"):
-        collect([path])
+def test_figures_drawn_in_processes_are_the_same(tmp_path, monkeypatch):
+    for subset in ("s", "t"):
+        for uq in ("a", "b"):
+            write_run(tmp_path / "runs", uq, 0, {"mae": 1.0}, dataset__name=subset)
+    alone = report_on(tmp_path)[0].joinpath("report.html").read_bytes()
+    monkeypatch.setattr("uqbench.report.render.files.WORTH_A_PROCESS", 1)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    assert report_on(tmp_path)[0].joinpath("report.html").read_bytes() == alone
 
 
-def test_options_of_a_group_stand_for_their_keys(learned):
-    rows = collect([learned]).rows
-    assert set(rows["variant"]) == {"acquisition=adversarial", "acquisition=random"}
-    al_run(learned, "gmm", 0, "adversarial", (1, 1), kT=2)
-    rows = collect([learned]).rows
-    assert set(rows.loc[rows["uq"] == "gmm", "variant"]) == {
-        "acquisition=adversarial, acquisition.kT=null",
-        "acquisition=adversarial, acquisition.kT=2",
-        "acquisition=random",
-    }
+def test_the_structure_of_simulations_is_a_table_of_its_elements(tmp_path):
+    names = {"survival": 1.0, "rdf_difference_Si–O": 0.2, "closest_shift_O–O": -0.8, "density": 2.2}
+    for uq, worse in (("a", 1.0), ("b", 2.0)):
+        for seed in (0, 1):
+            rows = [
+                row("structure", name, value * (1 if name in ("survival", "density") else worse), n=4)
+                | {"population": "temperature=300K"}
+                for name, value in names.items()
+            ]
+            write_evaluation(tmp_path / "runs", uq, seed, rows, split="test", source=f"{uq}{seed}", dataset="glass")
+    _, text = report_on(tmp_path)
+    assert "| share of replicas that stay sound, 300K |" in text
+    assert "| shift of the shortest distance, O–O, 300K |" in text
+    (line,) = (
+        line for line in text.splitlines() if line.startswith("| ∫\\|Δg(r)\\| dr, Si–O, 300K |") and "**" in line
+    )
+    assert "0.2000" in line and "0.4000" in line
+    assert "density" not in text and "## glass, t, test, net, structure\n" in text
 
 
-def test_intervals_use_the_resamples_of_the_nested_runs(tmp_path):
-    al_run(tmp_path, "gmm", 0, "random", (2.0, 1.0))
-    summary = compare(collect([tmp_path]), against="ensemble", units="eV").summary
-    found = summary[(summary["target"] == "forces") & (summary["split"] == "far")].set_index("generation")
-    noise = np.random.default_rng(0).normal(size=50)
-    assert found.loc[1, "ci_high"] - 2.0 == pytest.approx(0.01 * 2.0096 * noise.std(ddof=1), rel=1e-3)
+def test_evaluations_elsewhere_are_out_of_domain_and_stand_beside(tmp_path):
+    """The same models on the frames that they were tested on and on others."""
+    for uq in ("a", "b"):
+        for seed in (0, 1):
+            path = write_run(tmp_path / "runs", uq, seed, {"mae": 1.0})
+            rows = [row("forces", "mae", 3.0, ci_low=2.9, ci_high=3.1)]
+            write_evaluation(tmp_path / "runs", uq, seed, rows, split="far", source=path)
+    out, text = report_on(tmp_path)
+    domains = pd.read_parquet(out / "metrics.parquet").groupby("split")["domain"].unique().map(list).to_dict()
+    assert domains == {"test": ["in"], "far": ["out"]}
+    assert "| metric | method | test (in) | far (out) |" in text.partition("## In domain and out of it")[2]
 
 
-def test_a_planted_gain_is_found_seed_by_seed(learned):
-    comparison = compare(collect([learned]), against="ensemble", units="eV")
-    gains = comparison.acquisitions.query("split == 'far' and metric == 'mae'").set_index(["uq", "generation"])
-    for uq in ("ensemble", "gmm"):
-        assert gains.loc[(uq, 2), "ci_high"] < 0, "although the seeds differ by more"
-        assert np.isnan(gains.loc[(uq, 1), "ci_low"]) or gains.loc[(uq, 1), "mean"] == 0
-    methods = comparison.differences.query("split == 'far' and metric == 'mae' and generation == 2")
-    assert set(methods["variant"]) == {"acquisition=adversarial", "acquisition=random"}, "under the same acquisition"
-    assert (methods["ci_low"] < 0).all() and (methods["ci_high"] > 0).all()
-
-
-def test_acquisitions_without_a_seed_in_common_are_not_compared(tmp_path):
-    al_run(tmp_path, "gmm", 0, "random", (2, 1))
-    al_run(tmp_path, "gmm", 1, "adversarial", (2, 1))
-    assert not len(compare(collect([tmp_path]), against="ensemble", units="eV").acquisitions)
-
-
-def test_barrier_errors_of_different_sign_do_not_cancel(learned):
-    rows = compare(collect([learned]), against="ensemble", units="eV").summary
-    rows = rows[(rows["target"] == "neb") & (rows["generation"] == 1)].groupby("metric")["mean"].first()
-    assert rows["barrier_error"] == pytest.approx((4 - 9 + 14) / 3)
-    assert rows["barrier_abs_error"] == pytest.approx((4 + 9 + 14) / 3)
-
-
-def test_missing_cells_are_named(learned):
-    al_run(learned, "mve", 0, "random", (2, 1))
-    gaps = compare(collect([learned]), against="ensemble", units="eV").gaps
-    place = "al, toy, net, oracle=xtb"
-    assert gaps == [
-        f"{place}: mve was not run, or not to its end, with acquisition=adversarial",
-        f"{place}: mve, acquisition=random lacks seed 1, 2",
-    ]
-
-
-def test_the_report_shows_generations_survival_and_differences(learned, tmp_path):
-    collected = collect([learned])
-    names = write_report(tmp_path / "out", collected, compare(collected, against="ensemble", units="eV"))
-    text = (tmp_path / "out" / "report.md").read_text()
+def test_active_learning_is_shown_with_generations_survival_and_differences(learned, tmp_path):
+    out, text = report_on(tmp_path, against="ensemble")
     for heading in ("## Active learning: toy, net, oracle=xtb", "| metric | method | generation 1 | generation 2 |"):
         assert heading in text
     assert "| metric | method | adversarial − random |" in text and "method − ensemble" in text
     assert "share of replicas that survive, 300K | ensemble (acquisition=adversarial) | " in text
     for name in ("learning_toy-net-oracle-xtb.png", "survival_hot_toy-net-oracle-xtb.png"):
-        assert name in names and name in text
-        assert (tmp_path / "out" / name).stat().st_size > 10_000
+        assert name in text and (out / name).stat().st_size > 10_000
 
 
-def test_a_damaged_table_of_replicas_is_named(learned, tmp_path):
+@pytest.mark.parametrize(
+    "table", ["nothing,of,use\n", "temperature,time_ps,exploded\na,b,c\n", "temperature,time_ps,exploded\n300,,True\n"]
+)
+def test_a_damaged_table_of_replicas_is_named(learned, tmp_path, table):
     path = next(learned.glob("al/*/*/*/*/generation_2_hot/md_replicas.csv"))
-    path.write_text("nothing,of,use\n")
-    collected = collect([learned])
-    write_report(tmp_path / "out", collected, compare(collected, against="ensemble", units="eV"))
-    assert f"{path}: missing or damaged" in (tmp_path / "out" / "report.md").read_text()
+    path.write_text(table)
+    _, text = report_on(tmp_path, against="ensemble")
+    assert f"{path}: missing or damaged" in text
+
+
+def test_nothing_dominates_what_is_on_the_front():
+    costs, bad = np.array([1.0, 2.0, 3.0, 3.0, np.nan]), np.array([3.0, 1.0, 2.0, 1.0, 0.0])
+    assert pareto(costs, bad).tolist() == [True, True, False, False, False]

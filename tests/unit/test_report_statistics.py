@@ -1,12 +1,23 @@
-"""Intervals over seeds and structures: against scipy's t intervals, and by how often they hold the truth."""
+"""Intervals over seeds and structures, against scipy's and by how often they hold the truth; and methods compared."""
 
 import numpy as np
 import pytest
+from report_runs import al_run, compared, learned_runs, write_run
 from scipy import stats
 
+from uqbench.report.load.runs import load_runs
+from uqbench.report.statistics.comparison import compare
 from uqbench.report.statistics.intervals import Estimate, Values, difference, estimate, share, share_difference
+from uqbench.report.statistics.metrics import BY_GENERATION, SCORED, badness, bounds
 
 pytestmark = pytest.mark.numerics
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    root = tmp_path_factory.mktemp("learned")
+    learned_runs(root)
+    return compare(load_runs([root]), against="ensemble", units="eV")
 
 
 def runs(values, samples=None, frames=None):
@@ -125,3 +136,106 @@ def test_a_single_run_is_given_the_chance_of_the_seeds_of_the_other_method():
 
 def test_equal_values_of_a_few_runs_are_no_proof_of_certainty():
     assert np.isnan(estimate(runs([4.0, 4.0])).low)
+
+
+def test_shares_of_no_trials_are_unknown():
+    assert np.isnan(share([0], [0]).mean)
+
+
+def test_a_better_method_comes_out_better_and_an_equal_one_equal(tmp_path):
+    rng = np.random.default_rng(0)
+    for seed in range(4):
+        jitter = 0.01 * rng.normal(size=3)
+        for uq, mae, jit in (("a", 1.0, jitter[0]), ("b", 1.0, jitter[1]), ("c", 1.2, jitter[2])):
+            write_run(tmp_path, uq, seed, {"mae": mae + jit, "spearman": 0.9 - mae / 2 + jit, "sharpness": 1.0})
+    comparison, rows = compared(tmp_path)
+    assert rows["best"].xs("mae", level="metric").to_dict() == {("a", ""): True, ("b", ""): True, ("c", ""): False}
+    assert not rows.loc["c", "", "spearman"]["best"], "high is good for a rank correlation"
+    assert not rows["best"].xs("sharpness", level="metric").any(), "says nothing of how good a method is"
+    differences = comparison.differences.set_index(["uq", "metric"])
+    assert differences.loc["c", "mae"]["ci_low"] > 0.1
+    assert differences.loc["b", "mae"]["ci_low"] < 0 < differences.loc["b", "mae"]["ci_high"]
+    assert comparison.missing == []
+
+
+def test_other_settings_are_never_averaged(tmp_path):
+    for lr, mae in ((0.1, 1.0), (0.5, 3.0)):
+        for seed in (0, 1):
+            write_run(tmp_path, "a", seed, {"mae": mae}, training__lr=lr)
+    _, rows = compared(tmp_path)
+    assert rows["mean"].to_dict() == {("a", "training.lr=0.1", "mae"): 1.0, ("a", "training.lr=0.5", "mae"): 3.0}
+
+
+def test_methods_are_paired_under_the_same_conditions(tmp_path):
+    for lr in (0.1, 0.5):
+        for uq in ("a", "b"):
+            write_run(tmp_path, uq, 0, {"mae": 1.0 + lr + (uq == "b")}, training__lr=lr)
+    differences = compared(tmp_path)[0].differences.set_index(["uq", "variant"])["mean"]
+    assert differences["b", "training.lr=0.1"] == pytest.approx(1.0) == differences["b", "training.lr=0.5"]
+
+
+def test_variants_of_a_method_are_compared_with_the_only_one_of_another(tmp_path):
+    write_run(tmp_path, "a", 0, {"mae": 1.0})
+    for components in (2, 3):
+        write_run(tmp_path, "b", 0, {"mae": 1.0}, uq__components=components)
+    assert set(compared(tmp_path)[0].differences["variant"]) == {"uq.components=2", "uq.components=3"}
+
+
+def test_units_change_values_and_intervals_alike(tmp_path):
+    write_run(tmp_path, "a", 0, {"mae": 1.0}, unit="eV/Å")
+    first, second = (compared(tmp_path, units=units)[1].loc["a", "", "mae"] for units in ("eV", "kcal/mol"))
+    assert second["unit"] == "kcal/mol/Å"
+    for name in ("mean", "ci_low", "ci_high"):
+        assert second[name] / first[name] == pytest.approx(23.060548)
+
+
+def test_ideals_stand_beside_their_metric(tmp_path):
+    write_run(tmp_path, "a", 0, {"spearman": 0.4, "spearman_ideal": 0.5, "mae": 1.0})
+    _, rows = compared(tmp_path)
+    assert rows.loc["a", "", "spearman"]["ideal"] == 0.5 and np.isnan(rows.loc["a", "", "mae"]["ideal"])
+    assert not any(metric.endswith("_ideal") for metric in rows.index.get_level_values("metric"))
+
+
+def test_intervals_use_the_resamples_of_the_nested_runs(tmp_path):
+    al_run(tmp_path, "gmm", 0, "random", (2.0, 1.0))
+    summary = compared(tmp_path)[0].summary
+    rows = summary[(summary["target"] == "forces") & (summary["split"] == "far")].set_index("generation")
+    noise = np.random.default_rng(0).normal(size=50)
+    assert rows.loc[1, "ci_high"] - 2.0 == pytest.approx(0.01 * 2.0096 * noise.std(ddof=1), rel=1e-3)
+
+
+def test_a_planted_gain_is_found_seed_by_seed(learned):
+    gains = learned.acquisitions.query("split == 'far' and metric == 'mae'").set_index(["uq", "generation"])
+    for uq in ("ensemble", "gmm"):
+        assert gains.loc[(uq, 2), "ci_high"] < 0, "although the seeds differ by more"
+        assert np.isnan(gains.loc[(uq, 1), "ci_low"]) or gains.loc[(uq, 1), "mean"] == 0
+    methods = learned.differences.query("split == 'far' and metric == 'mae' and generation == 2")
+    assert set(methods["variant"]) == {"acquisition=adversarial", "acquisition=random"}, "under the same acquisition"
+    assert (methods["ci_low"] < 0).all() and (methods["ci_high"] > 0).all()
+
+
+def test_acquisitions_without_a_seed_in_common_are_not_compared(tmp_path):
+    al_run(tmp_path, "gmm", 0, "random", (2, 1))
+    al_run(tmp_path, "gmm", 1, "adversarial", (2, 1))
+    assert not len(compared(tmp_path)[0].acquisitions)
+
+
+def test_barrier_errors_of_different_sign_do_not_cancel(learned):
+    rows = learned.summary.query("target == 'neb' and generation == 1").groupby("metric")["mean"].first()
+    assert rows["barrier_error"] == pytest.approx((4 - 9 + 14) / 3)
+    assert rows["barrier_abs_error"] == pytest.approx((4 + 9 + 14) / 3)
+
+
+def test_good_values_of_a_metric_are_small_as_badness():
+    assert np.argmin(badness("zms", [0.2, 0.9, 1.5])) == 1
+    assert np.argmin(badness("calibrated_coverage_68", [0.5, 0.66, 0.9])) == 1
+    assert np.argmin(badness("conformal_coverage_97_5", [0.9, 0.97, 1.0])) == 1
+    assert np.argmin(badness("roc_auc_95", [0.5, 0.9])) == 1
+    assert np.argmin(badness("calibrated_miscalibration_area_norm", [0.0, 0.13, 0.3])) == 1
+    assert np.argmin(badness("cnll", [-2.0, 1.0])) == 0
+    assert badness("calibrated_width_90", [1.0]) is None
+    assert np.argmin(badness("closest_shift_O–O", [-0.5, 0.1])) == 1 and bounds("closest_shift_O–O")[0] == -np.inf
+    assert badness("Si_with_4_O", [0.9]) is badness("survival_reference", [1.0]) is None
+    assert bounds("cnll")[0] == -np.inf and bounds("calibrated_miscalibration_area") == (0.0, 0.5)
+    for quantities in (SCORED, BY_GENERATION):
+        assert len({quantity.label for quantity in quantities}) == len(quantities), "one name for each"

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from uqbench.figures import canvas
-from uqbench.figures.canvas import GREY, STYLE, plain, png
-from uqbench.report.figures.methods import LOOKS
+from uqbench.figures.canvas import GREY, LOOKS, STYLE, plain, png
 
 LEGEND = 4  # columns
 
@@ -49,7 +48,7 @@ def costs_figure(methods: Sequence[str], rows: Sequence[Sequence[Trade]], *, tit
     with style.context(STYLE, after_reset=True):
         legend = 0.3 + 0.2 * -(-len(methods) // LEGEND)
         margins = (0.8, 0.2, 0.55 + legend, 0.6)
-        figure, grid = canvas.panels((len(rows), columns), (2.6, 2.0), gaps=(0.85, 0.6), margins=margins)
+        figure, grid = canvas.panels((len(rows), columns), (2.6, 2.0), spacing=(0.85, 0.6), margins=margins)
         for line, trades in zip(grid, rows, strict=True):
             for axes, trade in zip(line, trades, strict=False):
                 _draw(axes, methods, trade)
@@ -65,12 +64,12 @@ def costs_figure(methods: Sequence[str], rows: Sequence[Sequence[Trade]], *, tit
 
 
 def _draw(axes: Axes, methods: Sequence[str], trade: Trade) -> None:
-    colors = [LOOKS[place % len(LOOKS)][0] for place in range(len(methods))]
+    colors, markers = zip(*(LOOKS[k % len(LOOKS)] for k in range(len(methods))), strict=True)
     low, high = (np.where(np.isfinite(end), end, trade.values) for end in (trade.low, trade.high))
     axes.vlines(trade.costs, low, high, colors=colors, linewidths=1.0)
-    for place, method in enumerate(methods):
-        look = {"color": colors[place], "marker": LOOKS[place % len(LOOKS)][1], "markersize": 6, "linestyle": "none"}
-        axes.plot(trade.costs[place], trade.values[place], label=plain(method), **look)
+    for k, method in enumerate(methods):
+        look = {"color": colors[k], "marker": markers[k], "markersize": 6, "linestyle": "none"}
+        axes.plot(trade.costs[k], trade.values[k], label=plain(method), **look)
     front = np.flatnonzero(pareto(trade.costs, trade.badness))
     front = front[np.argsort(trade.costs[front])]
     ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgecolor": GREY}

@@ -1,9 +1,11 @@
-"""Curves against the generation: one small panel per metric, colours for methods, line styles for acquisitions."""
+"""Curves against the generation: of many runs a panel per metric, of one run a figure per metric."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import style
@@ -12,8 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from uqbench.figures.canvas import BLACK, DPI, GREY, STYLE, plain, png
-from uqbench.report.figures.methods import LOOKS
+from uqbench.figures.canvas import BLACK, DPI, GREY, LOOKS, STYLE, Drawing, plain, png, render
+
+if TYPE_CHECKING:  # what draws in a process of its own need not import it
+    import pandas as pd
 
 COLUMNS = 3
 DASHES = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1))]
@@ -69,9 +73,9 @@ def _look(method: int, kind: int) -> dict:
 
 def _draw(axes: Axes, panel: CurvePanel, methods: list[str], kinds: list[str]) -> None:
     drawn = [curve for curve in panel.curves if np.isfinite(curve.mean).any()]
-    for place, curve in enumerate(drawn):
+    for k, curve in enumerate(drawn):
         look = _look(methods.index(curve.method), kinds.index(curve.kind))
-        x = curve.x + min(APART, SPREAD / len(drawn)) * (place - (len(drawn) - 1) / 2)
+        x = curve.x + min(APART, SPREAD / len(drawn)) * (k - (len(drawn) - 1) / 2)
         reach = np.nan_to_num([curve.mean - curve.low, curve.high - curve.mean]).clip(min=0)
         axes.errorbar(x, curve.mean, yerr=reach, linewidth=1.4, elinewidth=0.8, capsize=2, **look)
     if not drawn:
@@ -102,10 +106,35 @@ def _limit(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _legend(methods: list[str], kinds: list[str]) -> list[Line2D]:
-    handles = []
-    for place, method in enumerate(methods):
-        handles.append(Line2D([], [], **(_look(place, 0) | {"linestyle": "-"}), label=plain(method)))
-    for place, kind in enumerate(kinds):
-        if len(kinds) > 1:
-            handles.append(Line2D([], [], color=GREY, linestyle=DASHES[place % len(DASHES)], label=plain(kind)))
+    handles = [Line2D([], [], **_look(k, 0), label=plain(method)) for k, method in enumerate(methods)]
+    for k, kind in enumerate(kinds if len(kinds) > 1 else ()):
+        handles.append(Line2D([], [], color=GREY, linestyle=DASHES[k % len(DASHES)], label=plain(kind)))
     return handles
+
+
+def learning_figures(rows: pd.DataFrame, title: str) -> dict[str, bytes]:
+    """Draw force error and ranking against the generation, for every split that was scored, as PNG files by name.
+
+    rows: metric rows of a run, in kcal/mol.
+    """
+    drawings: dict[str, Drawing] = {}
+    for metric, label in (("mae", "force MAE (kcal/mol/Å)"), ("spearman", "Spearman ρ of score and squared error")):
+        chosen = rows[(rows["target"] == "forces") & (rows["population"] == "all") & (rows["metric"] == metric)]
+        if chosen["value"].notna().any():
+            drawing = functools.partial(_draw_splits, rows=chosen, label=label)
+            drawings[f"learning_{metric}.png"] = "Active learning", title, drawing
+    return render(drawings)
+
+
+def _draw_splits(axes: Axes, *, rows: pd.DataFrame, label: str) -> None:
+    for (split, group), (color, marker) in zip(rows.groupby("split", sort=False), LOOKS, strict=False):
+        group = group.sort_values("generation")
+        ends = group[["ci_low", "ci_high"]].to_numpy(float)
+        value = group["value"].to_numpy(float)
+        reach = np.nan_to_num(np.abs(ends.T - value))
+        look = {"color": color, "marker": marker, "capsize": 3, "linewidth": 1.5}
+        axes.errorbar(group["generation"], value, yerr=reach, label=plain(split.replace("_", " ")), **look)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("generation")
+    axes.set_ylabel(label)
+    axes.legend()

@@ -1,4 +1,4 @@
-"""Methods side by side: one small panel per metric, a point with its interval per method."""
+"""Methods side by side: one small panel per metric, a point with its interval per method; and their mean ranks."""
 
 from __future__ import annotations
 
@@ -9,26 +9,14 @@ from typing import Literal
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from uqbench.figures import canvas
-from uqbench.figures.canvas import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    STYLE,
-    VERMILLION,
-    plain,
-    png,
-    text_width,
-)
+from uqbench.figures.canvas import BLACK, DPI, GREY, LOOKS, STYLE, plain, png, text_width
 
 COLUMNS = 4
-LOOKS = [(BLUE, "o"), (VERMILLION, "s"), (GREEN, "D"), (PURPLE, "^"), (ORANGE, "v"), (SKY, "P"), (BLACK, "X")]
+ROW = 0.30  # inches between names beside the line of ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +51,7 @@ def methods_figure(methods: Sequence[str], panels: Sequence[Panel], *, title: st
     with style.context(STYLE, after_reset=True):
         margins = (text_width(methods, STYLE["font.size"]) + 0.25, 0.25, 0.85, 0.65)
         size = 2.2, 0.1 + 0.28 * len(methods)
-        figure, grid = canvas.panels((rows, columns), size, gaps=(0.3, 0.8), margins=margins, sharey=True)
+        figure, grid = canvas.panels((rows, columns), size, spacing=(0.3, 0.8), margins=margins, sharey=True)
         grid[0, 0].set_yticks(range(len(methods)), methods)
         grid[0, 0].set_ylim(len(methods) - 0.4, -0.6)
         for axes in grid[:, 1:].flat:
@@ -105,8 +93,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
     repeated = {k: point.runs for k, point in known.items() if len(point.runs) > 1}
     if repeated:
         counts = list(map(len, repeated.values()))
-        places, dots = (np.repeat([one[k] for k in repeated], counts) for one in ({k: k for k in known}, colors))
-        axes.scatter(np.concatenate(list(repeated.values())), places + 0.27, s=9, c=dots, linewidths=0, zorder=4)
+        heights, dots = (np.repeat(values, counts) for values in (list(repeated), [colors[k] for k in repeated]))
+        axes.scatter(np.concatenate(list(repeated.values())), heights + 0.27, s=9, c=dots, linewidths=0, zorder=4)
     axes.set_title(plain(panel.heading), fontsize=10)
     unit = f"{plain(panel.unit)}; " if panel.unit else ""
     axes.set_xlabel(f"{unit}{panel.better} is better", fontsize=9)
@@ -114,3 +102,34 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def ranks_figure(methods: Sequence[str], ranks: np.ndarray, *, title: str) -> bytes:
+    """Draw methods, in order of their mean ranks (k,), as a PNG file.
+
+    There are no bars that join methods: what they would say, ranks over metrics of the same predictions cannot.
+    """
+    k = len(methods)
+    half = -(-k // 2)
+    height = 0.95 + ROW * half
+    with style.context(STYLE, after_reset=True):
+        figure = Figure(figsize=(7.2, height), dpi=DPI)
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.set_xlim(-0.95, k + 1.95)
+        axes.set_ylim(-height, 0)
+        axes.set_axis_off()
+        line = -0.65
+        axes.text((k + 1) / 2, -0.06, plain(title), ha="center", va="top", fontsize=10)
+        axes.plot([1, k], [line, line], color=BLACK, linewidth=1)
+        for tick in range(1, k + 1):
+            axes.plot([tick, tick], [line, line + 0.08], color=BLACK, linewidth=1)
+            axes.text(tick, line + 0.11, str(tick), ha="center", va="bottom", fontsize=9)
+        for rank, (method, value) in enumerate(zip(methods, ranks, strict=True)):
+            left = rank < half
+            y = line - ROW * ((rank if left else k - 1 - rank) + 0.5)
+            end = 0.75 if left else k + 0.25
+            axes.plot([value, value, end], [line, y, y], color=GREY, linewidth=0.9, zorder=0)
+            text = f"{plain(method)}  {value:.2f}" if left else f"{value:.2f}  {plain(method)}"
+            side = -0.08 if left else 0.08
+            axes.text(end + side, y, text, ha="right" if left else "left", va="center", fontsize=9)
+        return png(figure)

@@ -10,8 +10,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from uqbench.figures.canvas import DPI, GREY, STYLE, plain, png
-from uqbench.figures.dynamics import COLOURS
+from uqbench.figures.canvas import DPI, GREY, LOOKS, STYLE, plain, png
 from uqbench.metrics.survival import kaplan_meier
 
 COLUMNS = 3
@@ -30,21 +29,21 @@ class Replicas:
     runs: np.ndarray
 
 
-def survivals_figure(panels: Sequence[tuple[str, Sequence[Replicas]]], *, title: str) -> bytes:
+def survival_figure(panels: Sequence[tuple[str, Sequence[Replicas]]], *, title: str) -> bytes:
     """Draw Kaplan-Meier curves of the replicas of all runs, and faintly those of each, as a PNG file.
 
     panels: heading and replicas of each method.
     """
-    temperatures = sorted({one.temperature for _, found in panels for one in found})
+    temperatures = sorted({one.temperature for _, replicas in panels for one in replicas})
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     with style.context(STYLE, after_reset=True):
         size = (max(3.5 * columns, 5.0) + 0.4, 2.7 * rows + 1.2)
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for axes, (heading, found) in zip(grid.flat, panels, strict=False):
-            for one in found:
-                _draw(axes, one, COLOURS[temperatures.index(one.temperature) % len(COLOURS)])
+        for axes, (heading, replicas) in zip(grid.flat, panels, strict=False):
+            for one in replicas:
+                _draw(axes, one, LOOKS[temperatures.index(one.temperature) % len(LOOKS)][0])
             axes.set_title(plain(heading), fontsize=9)
             axes.tick_params(labelsize=8)
             axes.set_ylim(-3, 103)
@@ -69,8 +68,8 @@ def _draw(axes: Axes, one: Replicas, color: str) -> None:
     look = {"color": color, "linestyle": LAST if one.last else FIRST, "where": "post"}
     runs = np.unique(one.runs)
     for run in runs if len(runs) > 1 else ():
-        mine = one.runs == run
-        axes.step(*_steps(one.times[mine], one.exploded[mine]), linewidth=0.7, alpha=0.35, **look)
+        of_run = one.runs == run
+        axes.step(*_steps(one.times[of_run], one.exploded[of_run]), linewidth=0.7, alpha=0.35, **look)
     label = ", ".join(filter(None, [f"{one.temperature:g} K", one.stage]))
     axes.step(*_steps(one.times, one.exploded), linewidth=2.0, label=label, **look)
 

@@ -1,4 +1,4 @@
-"""Estimates, differences, tables and plain text as Markdown: the one place where text from tables becomes Markdown."""
+"""Estimates, differences, tables and plain text as Markdown: here alone, text from tables becomes Markdown."""
 
 from __future__ import annotations
 
@@ -53,12 +53,6 @@ def image(text: str, file: str) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a table, with an empty one before and after; cells are plain text unless they are `Markdown`."""
     return ["", _row(head), _row([Markdown("---")] * len(head)), *map(_row, rows), ""]
-
-
-def name(method: tuple[str, str]) -> str:
-    """Name of a method with the settings that tell it from others of its name."""
-    uq, variant = method
-    return f"{uq} ({variant})" if variant else uq
 
 
 def slug(text: str) -> str:

@@ -1,8 +1,7 @@
-"""Active learning in a report: metrics by generation, what acquisitions did, survival before and after."""
+"""Active learning: metrics by generation, what acquisitions did, survival before and after."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -10,92 +9,100 @@ import numpy as np
 import pandas as pd
 
 from uqbench.report.figures.curves import Curve, CurvePanel, curves_figure
-from uqbench.report.load.run import ACQUISITION, OUTER
-from uqbench.report.load.runs import Collected
-from uqbench.report.places import METHOD
+from uqbench.report.load.run import ACQUISITION, ACTIVE_LEARNING
+from uqbench.report.load.runs import METHOD, METRIC, Runs, by_task
+from uqbench.report.load.variants import method_name
 from uqbench.report.render import markdown
-from uqbench.report.render.markdown import heading, image, name, slug, with_unit
-from uqbench.report.sections.survival import Drawing, survival
+from uqbench.report.render.files import Drawing, Section
+from uqbench.report.sections.methods import lines_by_method
+from uqbench.report.sections.survival import survival
 from uqbench.report.statistics.comparison import Comparison
-from uqbench.report.statistics.metrics import HIGH_IS_GOOD, LEARNING, NEUTRAL, SIGNED, Metric, Row, grouped, metrics_of
+from uqbench.report.statistics.metrics import (
+    BY_GENERATION,
+    HIGH_IS_GOOD,
+    NEUTRAL,
+    SIGNED,
+    Quantity,
+    Row,
+    grouped,
+    metrics_of,
+)
 
-HERE = ["dataset", "subset", "backbone", "setting"]  # where methods are compared, over all splits and generations
+ALL_GENERATIONS = ["command", "dataset", "subset", "backbone", "setting"]  # a task over all splits and generations
+NOT_DRAWN = ("barrier_abs_error", "converged", "labelled", "displacement", "restricted_mean_survival_time")
+SCORE = "score_"  # how metrics begin that are in the methods' own units
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Section:
-    """A part of a report: lines of Markdown, what draws its figures by file name, and what could not be used."""
-
-    lines: list[str]
-    figures: dict[str, Drawing]
-    problems: list[str]
-
-
-def sections(collected: Collected, comparison: Comparison) -> Iterator[Section]:
+def sections(runs: Runs, comparison: Comparison) -> Iterator[Section]:
     """Yield one section for each data set, backbone and oracle of active learning."""
-    learned = comparison.summary[comparison.summary["command"] == OUTER]
-    for place, rows in learned.groupby(HERE, sort=False, dropna=False):
-        parts = [str(part) for part in place if not pd.isna(part)]
-        within = [_here(table, rows) for table in (comparison.differences, comparison.acquisitions, collected.rows)]
-        yield _section(", ".join(parts), slug("-".join(parts)), rows, *within)
+    tables = (comparison.summary, comparison.differences, comparison.acquisitions, runs.rows)
+    summary, *others = (by_task(table, ALL_GENERATIONS) for table in tables)
+    for task, rows in summary.items():
+        if task[0] == ACTIVE_LEARNING:
+            parts = [str(part) for part in task[1:] if part != ""]
+            file = markdown.slug("-".join(parts))
+            yield _section(", ".join(parts), file, rows, *(groups.get(task) for groups in others))
 
 
 def _section(
-    title: str, file: str, rows: pd.DataFrame, differences: pd.DataFrame, acquisitions: pd.DataFrame, raw: pd.DataFrame
+    task: str,
+    file: str,
+    rows: pd.DataFrame,
+    differences: pd.DataFrame | None,
+    acquisitions: pd.DataFrame | None,
+    raw: pd.DataFrame,
 ) -> Section:
-    whole = f"Active learning: {title}"
-    curves = functools.partial(curves_figure, _panels(rows), xlabel="generation", title=whole)
+    title = f"Active learning: {task}"
+    curves = functools.partial(curves_figure, _panels(rows), xlabel="generation", title=title)
     figures: dict[str, Drawing] = {f"learning_{file}.png": curves}
-    survived, problems = survival(raw, title)
-    figures |= {f"survival_{slug(split)}_{file}.png": drawing for split, drawing in survived.items()}
-    runs = raw.groupby(METHOD, sort=False)["path"].nunique()
-    counted = ", ".join(f"{name(method)} {count}" for method, count in runs.items())
-    lines = [heading(2, whole), "", f"Runs: {markdown.escape(counted)}.", ""]
+    survived, problems = survival(raw, task)
+    figures |= {f"survival_{markdown.slug(split)}_{file}.png": drawing for split, drawing in survived.items()}
+    counts = raw.groupby(METHOD, sort=False)["path"].nunique()
+    counted = ", ".join(f"{method_name(*method)} {count}" for method, count in counts.items())
+    lines = [markdown.heading(2, title), "", f"Runs: {markdown.escape(counted)}.", ""]
     for path in figures:
-        lines += [image(path.rpartition(".")[0], path), ""]
-    for title, chosen, note in _groups(rows):
-        lines += [heading(3, title), "", *note, *_by_generation(chosen)]
-    if len(acquisitions):
+        lines += [markdown.image(path.rpartition(".")[0], path), ""]
+    for topic, of_topic, remark in _topics(rows):
+        lines += [markdown.heading(3, topic), "", *remark, *_by_generation(of_topic)]
+    if acquisitions is not None:
         lines += _against_acquisitions(_last(acquisitions))
-    if len(differences):
+    if differences is not None:
         lines += _against_method(_last(differences))
     return Section(lines, figures, problems)
 
 
-def _groups(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, list[str]]]:
+def _topics(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, list[str]]]:
     """Yield heading, rows and a remark for each group of metrics."""
-    for split, found in rows[rows["target"].isin(["forces", "energy"])].groupby("split", sort=False):
-        yield f"Errors and uncertainties: {split}", found, []
-    remark = "Model minus oracle; the absolute error does not let errors of different sign cancel between seeds."
-    for (split, population), found in rows[rows["target"] == "neb"].groupby(["split", "population"], sort=False):
-        yield f"Barrier: {population} ({split})", found, [remark]
+    for split, scores in rows[rows["target"].isin(["forces", "energy"])].groupby("split", sort=False):
+        yield f"Errors and uncertainties: {split}", scores, []
+    remark = ["Model minus oracle; the absolute error does not let errors of different sign cancel between seeds."]
+    for (split, reaction), barriers in rows[rows["target"] == "neb"].groupby(["split", "population"], sort=False):
+        yield f"Barrier: {reaction} ({split})", barriers, remark
     remark = [
         "Share of the replicas of all runs that end sound, with a binomial interval in which runs count as clusters",
         "(Korn and Graubard); of a single run, the interval of this run. Mean survival time up to the end of the",
         "simulations, mean over runs.",
     ]
-    for split, found in rows[rows["target"] == "md"].groupby("split", sort=False):
-        yield f"Molecular dynamics: {split}", found, remark
-    found = rows[rows["target"] == ACQUISITION]
-    if len(found):
-        yield "Acquisition", found, ["Scores are in the unit of the method: compare within a row, not between methods."]
+    for split, dynamics in rows[rows["target"] == "md"].groupby("split", sort=False):
+        yield f"Molecular dynamics: {split}", dynamics, remark
+    proposals = rows[rows["target"] == ACQUISITION]
+    if len(proposals):
+        remark = ["Scores are in the unit of the method: compare within a row, not between methods."]
+        yield "Acquisition", proposals, remark
 
 
 def _by_generation(rows: pd.DataFrame) -> list[str]:
     generations = sorted(rows["generation"].unique())
     head = ["metric", "method", *(f"generation {int(g)}" for g in generations)]
-    cells = []
-    for metric, found in metrics_of(rows, LEARNING):
-        for number, (method, own) in enumerate(grouped(found, *METHOD).items()):
-            by = {row["generation"]: row for row in own}
-            label = with_unit(metric[3], own[0]["unit"]) if number == 0 else ""
-            values = [by.get(generation) for generation in generations]
-            cells.append([label, name(method), *(markdown.estimate(row, bold=_best(row)) for row in values)])
-    return markdown.table(head, cells)
+    lines = []
+    for quantity, of_metric in metrics_of(rows, BY_GENERATION):
+        label = markdown.with_unit(quantity.label, of_metric[0]["unit"])
+        lines += lines_by_method(label, of_metric, "generation", generations, _estimate)
+    return markdown.table(head, lines)
 
 
-def _best(row: Row | None) -> bool:
-    return row is not None and bool(row["best"])
+def _estimate(row: Row | None) -> markdown.Markdown:
+    return markdown.estimate(row, bold=row is not None and bool(row["best"]))
 
 
 def _last(rows: pd.DataFrame) -> pd.DataFrame:
@@ -105,6 +112,8 @@ def _last(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _against_acquisitions(rows: pd.DataFrame) -> list[str]:
+    # Of variants that the acquisition alone tells apart, the first.
+    rows = rows.drop_duplicates(["split", *METRIC, "uq", "unacquired", "against"])
     others = list(dict.fromkeys(rows["against"]))
     sides = [f"{rows['acquisition'].iloc[0]} − {other}" for other in others]
     lines = [
@@ -114,53 +123,49 @@ def _against_acquisitions(rows: pd.DataFrame) -> list[str]:
         "interval leaves out zero; not of one seed alone, which shows the chance of the structures only.",
     ]
     cells = []
-    for (split, metric), found in _by_split(rows[~rows["metric"].str.startswith("score_")]):
-        for number, (method, own) in enumerate(grouped(found, "uq", "unacquired").items()):
-            by = {row["against"]: row for row in reversed(own)}
-            label = "" if number else f"{split}: {with_unit(metric[3], own[0]['unit'])}"
-            cells.append([label, name(method), *(markdown.difference(by.get(other)) for other in others)])
+    for split, quantity, of_metric in _by_split(rows[~rows["metric"].str.startswith(SCORE)]):
+        label = f"{split}: {markdown.with_unit(quantity.label, of_metric[0]['unit'])}"
+        cells += lines_by_method(label, of_metric, "against", others, markdown.difference, method=("uq", "unacquired"))
     return lines + markdown.table(["metric", "method", *sides], cells)
 
 
 def _against_method(rows: pd.DataFrame) -> list[str]:
     against = rows["against"].iloc[0]
     lines = [
-        heading(3, f"Methods against {against}"),
+        markdown.heading(3, f"Methods against {against}"),
         "",
         "Difference at the last generation, under the same acquisition where there are several, paired over the",
         "structures. **Bold**: the interval leaves out zero; not where a method has one run.",
     ]
     cells = []
-    for (split, metric), found in _by_split(rows[rows["target"] != ACQUISITION]):
-        for number, row in enumerate(found):
-            label = "" if number else f"{split}: {with_unit(metric[3], row['unit'])}"
-            cells.append([label, name((row["uq"], row["variant"])), markdown.difference(row)])
+    for split, quantity, of_metric in _by_split(rows[rows["target"] != ACQUISITION]):
+        label = f"{split}: {markdown.with_unit(quantity.label, of_metric[0]['unit'])}"
+        cells += lines_by_method(label, of_metric, "against", [against], markdown.difference)
     return lines + markdown.table(["metric", "method", f"method − {against}"], cells)
 
 
-def _by_split(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, Metric], list[Row]]]:
-    for split, found in rows.groupby("split", sort=False):
-        for metric, own in metrics_of(found, LEARNING):
-            yield ("proposals" if metric[0] == ACQUISITION else str(split), metric), own
+def _by_split(rows: pd.DataFrame) -> Iterator[tuple[str, Quantity, list[Row]]]:
+    for split, of_split in rows.groupby("split", sort=False):
+        for quantity, of_metric in metrics_of(of_split, BY_GENERATION):
+            yield "proposals" if quantity.target == ACQUISITION else str(split), quantity, of_metric
 
 
 def _panels(rows: pd.DataFrame) -> list[CurvePanel]:
     panels = []
-    last = rows["target"].isin([ACQUISITION])
-    for (split, (_, metric, _, label)), found in _by_split(pd.concat([rows[~last], rows[last].assign(split="~")])):
-        if metric in ("barrier_abs_error", "converged", "labelled", "displacement", "restricted_mean_survival_time"):
+    proposals = rows["target"] == ACQUISITION
+    rows = pd.concat([rows[~proposals], rows[proposals].assign(split="~")])  # behind all splits
+    for split, (_, metric, label), of_metric in _by_split(rows):
+        if metric in NOT_DRAWN or metric.startswith(SCORE):
             continue
-        if metric.startswith("score_"):
-            continue  # of the methods' own units
         curves = []
-        for own in grouped(found, *METHOD).values():
-            own = sorted(own, key=lambda row: row["generation"])
-            first = own[0]
+        for of_method in grouped(of_metric, *METHOD).values():
+            of_method = sorted(of_method, key=lambda row: row["generation"])
+            first = of_method[0]
             keys = ("generation", "mean", "ci_low", "ci_high")
-            x, mean, low, high = (np.array([row[key] for row in own], float) for key in keys)
-            curves.append(Curve(name((first["uq"], first["unacquired"])), first["acquisition"], x, mean, low, high))
-        unit = found[0]["unit"]
-        panels.append(CurvePanel(label, str(split), "" if unit == "1" else unit, _good(metric), curves))
+            numbers = (np.array([row[key] for row in of_method], float) for key in keys)
+            curves.append(Curve(method_name(first["uq"], first["unacquired"]), first["acquisition"], *numbers))
+        unit = of_metric[0]["unit"]
+        panels.append(CurvePanel(label, split, "" if unit == "1" else unit, _good(metric), curves))
     return panels
 
 
@@ -170,14 +175,3 @@ def _good(metric: str) -> str:
     if metric.startswith(NEUTRAL):
         return ""
     return "higher is better" if metric.startswith(HIGH_IS_GOOD) else "lower is better"
-
-
-def _here(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a table at the place, and of active learning, that some rows belong to."""
-    if not len(table):
-        return table
-    first = rows.iloc[0]
-    same = table["command"] == OUTER
-    for key in HERE:
-        same &= table[key].isna() if pd.isna(first[key]) else table[key] == first[key]
-    return table[same]

@@ -1,160 +1,170 @@
-"""The parts of a report that look across data sets: claims, ranks, domains side by side, cost."""
+"""What all runs say together: what was read, the claims, ranks, domains side by side, cost."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from uqbench.report.claims import PROVISIONAL, SHARED_RULE, Verdict
 from uqbench.report.figures.costs import Trade, costs_figure, pareto
-from uqbench.report.figures.ranks import ranks_figure
-from uqbench.report.places import METHOD, PLACE, describe
-from uqbench.report.render import markdown
-from uqbench.report.render.markdown import Markdown, escape, heading, image, item, name, slug, table, with_unit
-from uqbench.report.sections.survival import Drawing
-from uqbench.report.statistics.contrasts import JUDGED, Quantity
-from uqbench.report.statistics.metrics import Row, badness, grouped
-from uqbench.report.statistics.ranks import Ranking
+from uqbench.report.figures.methods import ranks_figure
+from uqbench.report.load.runs import TASK, Runs, describe
+from uqbench.report.load.variants import method_name
+from uqbench.report.render.files import Section
+from uqbench.report.render.markdown import Markdown, escape, estimate, heading, image, item, slug, table, with_unit
+from uqbench.report.sections.methods import lines_by_method
+from uqbench.report.statistics import metrics
+from uqbench.report.statistics.comparison import Comparison
+from uqbench.report.statistics.metrics import PRINCIPAL, Quantity, Row
 
-COSTS = (("training_time", "training"), ("inference_time", "inference"))
-CONDITIONS = ["trained_on", "backbone", "setting", "shared"]
-QUALITIES = (JUDGED[0], JUDGED[2], JUDGED[5])
-PART = 6  # numbers of a claim that are shown at once; the others are folded away
-
-Part = tuple[list[str], dict[str, Drawing]]
-"""Lines of Markdown, and what draws the figures by file name."""
+COSTS = (metrics.TRAINING, metrics.INFERENCE)
+QUALITIES = (metrics.FORCE_MAE, metrics.SPEARMAN, metrics.NLL)
+MODEL = ["trained_on", "backbone", "setting", "shared"]  # what models have in common that are compared across domains
+SHOWN = 6  # numbers of a claim; the others are in its table
 
 
-def claims(verdicts: Iterable[Verdict]) -> list[str]:
+def opening(runs: Runs, comparison: Comparison, problems: Sequence[str]) -> Section:
+    """What was read and what was not. problems: of the sections that follow."""
+    lines = [f"{runs.rows['path'].nunique()} finished runs."]
+    damaged = [*comparison.problems, *problems]
+    for title, items in (("Left out", runs.problems), ("Damaged", damaged), ("Missing", comparison.missing)):
+        if items:
+            lines += ["", f"**{title}**", "", *map(item, items)]
+    text = """
+Means over runs with 95 % intervals, which cover the structures scored (bootstrap) and the seeds (Welch and
+Satterthwaite; wide for few seeds). **Bold**: no method is better beyond chance. In brackets:
+the value of a perfectly calibrated model with the same variances.
+"""
+    return Section([*lines, *text.splitlines(), ""])
+
+
+def claims(verdicts: Sequence[Verdict]) -> Section:
     """The claims with their verdicts, then rule and numbers of each."""
-    verdicts = list(verdicts)
-    rows = [[one.claim, one.text, _verdict(one), one.reason] for one in verdicts]
+    shown = [Markdown(f"**{one.verdict}**{', provisionally' if one.caveat else ''}") for one in verdicts]
+    rows = [[one.claim.number, one.claim.text, text, one.reason] for one, text in zip(verdicts, shown, strict=True)]
     lines = ["## Claims of the study", "", "What these runs say, by rules that are fixed in the program."]
     lines += table(["claim", "", "verdict", "because"], rows)
     if any(one.caveat for one in verdicts):
         lines += [*PROVISIONAL.splitlines(), ""]
     lines += ["### How claims are decided", "", *SHARED_RULE.splitlines(), ""]
     for one in verdicts:
-        lines += [f"**{one.claim}.** {one.rule}", ""]
+        lines += [f"**{one.claim.number}.** {one.claim.rule}", ""]
         if one.caveat:
             lines += [f"*Provisional*, besides: {one.caveat}.", ""]
-        lines += map(item, one.numbers[:PART])
-        if len(one.numbers) > PART:
-            lines += [f"- and {len(one.numbers) - PART} more in claims.csv"]
+        lines += [item(str(contrast)) for contrast in one.contrasts[:SHOWN]]
+        if len(one.contrasts) > SHOWN:
+            lines += [f"- and {len(one.contrasts) - SHOWN} more in claims.csv"]
         lines.append("")
-    return lines
+    return Section(lines)
 
 
-def _verdict(one: Verdict) -> Markdown:
-    return Markdown(f"**{one.verdict}**, provisionally" if one.caveat else f"**{one.verdict}**")
+def ranks(ranked: pd.DataFrame) -> Section:
+    """Mean ranks, as from `rankings`, and a figure of them, for each domain."""
+    if not len(ranked):
+        return Section()
+    labels = ", ".join(quantity.label for quantity in PRINCIPAL)
+    text = f"""\
+## Ranks
+
+Blocks are data set × split × metric ({labels}); of seeds, the mean is ranked.
+Mean ranks describe these runs. There is no p-value and no critical difference beside them: metrics of one
+prediction, and splits of one data set, are not independent, and a test that takes them for independent finds
+differences between equal methods. The unit that could be tested is the data set.
+"""
+    lines, figures = [*text.splitlines(), ""], {}
+    for domain, rows in ranked.groupby("domain", sort=False):
+        methods, values = rows["method"].tolist(), rows["mean_rank"].to_numpy()
+        blocks, left_out = rows[["blocks", "left_out"]].iloc[0]
+        file = f"ranks_{slug(domain)}.png"
+        title = f"{domain}: mean ranks over {blocks} blocks (1 is best)"
+        figures[file] = functools.partial(ranks_figure, methods, values, title=title)
+        listed = ", ".join(f"{method} {value:.2f}" for method, value in zip(methods, values, strict=True))
+        lines += [heading(3, f"Ranks {domain}"), "", image(f"mean ranks {domain}", file), ""]
+        lines += [f"Mean ranks over {blocks} blocks: {escape(listed)}.", ""]
+        if left_out:
+            lines += [f"{left_out} further blocks lack a method and are left out.", ""]
+    return Section(lines, figures)
 
 
-def ranks(rankings: Iterable[Ranking]) -> Part:
-    """Mean ranks and a figure of them, for each domain."""
-    lines, figures = [], {}
-    for one in rankings:
-        file = f"ranks_{slug(one.domain)}.png"
-        title = f"{one.domain}: mean ranks over {one.blocks} blocks (1 is best)"
-        figures[file] = functools.partial(ranks_figure, one.methods, one.ranks, title=title)
-        listed = ", ".join(f"{method} {value:.2f}" for method, value in zip(one.methods, one.ranks, strict=True))
-        lines += [heading(3, f"Ranks {one.domain}"), "", image(f"mean ranks {one.domain}", file), ""]
-        lines += [f"Mean ranks over {one.blocks} blocks: {escape(listed)}.", ""]
-        if one.left_out:
-            lines += [f"{one.left_out} further blocks lack a method and are left out.", ""]
-    if not lines:
-        return [], {}
-    metrics = ", ".join(label for *_, label in JUDGED)
-    opening = [
-        "## Ranks",
-        "",
-        f"Blocks are data set × split × metric ({metrics}); of seeds, the mean is ranked.",
-        "Mean ranks describe these runs. There is no p-value and no critical difference beside them: metrics of one",
-        "prediction, and splits of one data set, are not independent, and a test that takes them for independent finds",
-        "differences between equal methods. The unit that could be tested is the data set.",
-        "",
-    ]
-    return opening + lines, figures
-
-
-def domains(summary: pd.DataFrame) -> list[str]:
+def domains(summary: pd.DataFrame) -> Section:
     """Scores of the same models in domain and out of it, side by side."""
     scored = summary[summary["target"].isin(["forces", "energy"]) & (summary["population"] == "all")]
-    last = scored.groupby(["command", *CONDITIONS], dropna=False)["generation"].transform("max")
+    last = scored.groupby(["command", *MODEL], dropna=False)["generation"].transform("max")
     scored = scored[scored["generation"].isna() | (scored["generation"] == last)]
     lines = []
-    for place, rows in scored.groupby(CONDITIONS, sort=False, dropna=False):
+    for model, rows in scored.groupby(MODEL, sort=False, dropna=False):
         if set(rows["domain"]) != {"in", "out"}:
             continue
-        rows = rows.assign(where=[_where(row) for row in rows.itertuples()])
+        rows = rows.assign(where=[_data(row) for row in rows.itertuples()])
         columns = rows.sort_values("domain")[["where", "domain"]].drop_duplicates("where")
         head = [f"{where} ({domain})" for where, domain in columns.itertuples(index=False, name=None)]
         cells = []
-        for target, metric, label in JUDGED:
-            found = rows[(rows["target"] == target) & (rows["metric"] == metric)]
-            for count, (method, own) in enumerate(found.groupby(METHOD, sort=False)):
-                by = {row["where"]: row for row in own.to_dict("records")}
-                first = "" if count else with_unit(label, own["unit"].iloc[0])
-                cells.append([first, name(method), *(markdown.estimate(by.get(where)) for where in columns["where"])])
-        lines += [heading(3, describe(part for part in place if part != "")), ""]
+        for target, metric, label in PRINCIPAL:
+            chosen = rows[(rows["target"] == target) & (rows["metric"] == metric)]
+            if len(chosen):
+                label = with_unit(label, chosen["unit"].iloc[0])
+                cells += lines_by_method(label, chosen.to_dict("records"), "where", columns["where"], estimate)
+        lines += [heading(3, describe(part for part in model if part != "")), ""]
         lines += table(["metric", "method", *head], cells)
-    return ["## In domain and out of it", "", *lines] if lines else []
+    return Section(["## In domain and out of it", "", *lines]) if lines else Section()
 
 
-def _where(row: tuple) -> str:
+def _data(row: tuple) -> str:
+    """What a row was scored on: its split, and its data set where that is not the one trained on."""
     data = "-".join(str(part) for part in (row.dataset, row.subset) if not pd.isna(part))
     generation = "" if pd.isna(row.generation) else f", generation {int(row.generation)}"
     return f"{row.split}{generation}" if data == row.trained_on else f"{data}, {row.split}"
 
 
-def costs(summary: pd.DataFrame) -> Part:
+def costs(summary: pd.DataFrame) -> Section:
     """Quality against the cost of training and inference, for each data set and backbone that was trained on."""
-    lines, figures = [], {}
-    trained = summary[(summary["command"] == "train") & summary["population"].isin(["all", "run"])]
-    wanted = {key[:2] for key in (*QUALITIES, *(("cost", cost) for cost, _ in COSTS))}
-    trained = trained[
-        np.array([pair in wanted for pair in zip(trained["target"], trained["metric"], strict=True)], bool)
-    ]
-    for place, rows in trained.groupby(PLACE[1:], sort=False, dropna=False):
-        rows = grouped(rows.to_dict("records"), "target", "metric")
-        methods = list(grouped(itertools.chain.from_iterable(rows.values()), *METHOD))
-        trades = [[_trade(rows, methods, cost, quality) for quality in QUALITIES] for cost in COSTS]
-        trades = [[trade for trade in line if trade is not None] for line in trades]
-        trades = [line for line in trades if line]
+    text = """\
+## Quality against cost
+
+Times are means over runs, on machines that may have done other things too. The front holds the methods that
+nothing cheaper equals, by the means alone; the intervals in the figure say how sure that is.
+"""
+    lines, figures = [*text.splitlines(), ""], {}
+    trained = summary[(summary["command"] == "train") & summary["population"].isin(metrics.UNNAMED)]
+    trained = trained[metrics.is_one_of(trained, (*COSTS, *QUALITIES))]
+    for task, rows in trained.groupby(TASK[1:], sort=False, dropna=False):
+        by_quantity: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
+        for row in rows.to_dict("records"):
+            by_quantity.setdefault((row["target"], row["metric"]), {})[row["uq"], row["variant"]] = row
+        methods = list(dict.fromkeys(itertools.chain.from_iterable(by_quantity.values())))
+        trades = [[_trade(by_quantity, methods, cost, quality) for quality in QUALITIES] for cost in COSTS]
+        trades = [line for line in ([trade for trade in line if trade] for line in trades) if line]
         if len(methods) < 2 or not trades:
             continue
-        title, names = describe(place), [name(method) for method in methods]
+        title, names = describe(task), list(itertools.starmap(method_name, methods))
         file = f"costs_{slug(title)}.png"
         figures[file] = functools.partial(costs_figure, names, trades, title=f"Quality against cost: {title}")
         lines += [heading(3, title), "", image(f"quality against cost, {title}", file), ""]
         cells = []
         for trade in (trade for line in trades for trade in line):
-            front = pareto(trade.costs, trade.badness)
-            order = sorted(np.flatnonzero(front), key=lambda k: trade.costs[k])
+            front = np.flatnonzero(pareto(trade.costs, trade.badness))
+            order = sorted(front, key=lambda k, costs=trade.costs: costs[k])
             cells.append([trade.cost, trade.quality, ", ".join(names[k] for k in order)])
         lines += table(["cost", "quality", "front, cheapest first"], cells)
-    remark = [
-        "Times are means over runs, on machines that may have done other things too. The front holds the methods that",
-        "nothing cheaper equals, by the means alone; the intervals in the figure say how sure that is.",
-        "",
-    ]
-    return (["## Quality against cost", "", *remark, *lines], figures) if lines else ([], {})
+    return Section(lines, figures) if figures else Section()
 
 
 def _trade(
-    rows: dict[tuple, list[Row]], methods: list[tuple], cost: tuple[str, str], quality: Quantity
+    by_quantity: dict[tuple[str, str], dict[tuple[str, str], Row]],
+    methods: list[tuple[str, str]],
+    cost: Quantity,
+    quality: Quantity,
 ) -> Trade | None:
-    paid, got = rows.get(("cost", cost[0])), rows.get(quality[:2])
-    if not paid or not got:
+    spent, gained = (by_quantity.get((wanted.target, wanted.metric)) for wanted in (cost, quality))
+    if spent is None or gained is None:
         return None
-
-    def column(found: list[Row], key: str) -> np.ndarray:
-        by = {tuple(row[part] for part in METHOD): row[key] for row in found}
-        return np.array([by.get(method, np.nan) for method in methods], float)
-
-    spent, (values, low, high) = column(paid, "mean"), (column(got, key) for key in ("mean", "ci_low", "ci_high"))
-    cost_label, quality_label = with_unit(cost[1], paid[0]["unit"]), with_unit(quality[2], got[0]["unit"])
-    return Trade(cost_label, quality_label, spent, values, low, high, badness(quality[1], values))
+    labels = [with_unit(q.label, next(iter(of.values()))["unit"]) for q, of in ((cost, spent), (quality, gained))]
+    costs, values, low, high = (
+        np.array([of[method][key] if method in of else np.nan for method in methods], float)
+        for of, key in ((spent, "mean"), (gained, "mean"), (gained, "ci_low"), (gained, "ci_high"))
+    )
+    return Trade(*labels, costs, values, low, high, metrics.badness(quality.metric, values))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from scipy import special
 from uqbench.metrics.bootstrap import LEVEL
 
 Array = NDArray[np.float64]
+Part = tuple[float, float]
+"""A variance and its degrees of freedom."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +59,22 @@ class Values:
         means = np.bincount(of_run, values) / counts
         with np.errstate(divide="ignore", invalid="ignore"):
             variances = np.bincount(of_run, (values - means[of_run]) ** 2) / (counts - 1)
-        plain = zip(members.items(), means.tolist(), variances.tolist(), strict=True)
-        return {name: _Group(len(found), mean, v, self.samples, found) for (name, found), mean, v in plain}
+        numbers = zip(members.items(), means.tolist(), variances.tolist(), strict=True)
+        return {frames: _Group(len(runs), mean, v, self.samples, runs) for (frames, runs), mean, v in numbers}
+
+    def map(self, function: Callable[[Array], Array]) -> Values:
+        """The same with a function applied to values and samples."""
+        samples = [None if sample is None else function(sample) for sample in self.samples]
+        return Values(function(np.asarray(self.values, float)).tolist(), self.frames, samples)
+
+    def overlaps(self, other: Values) -> bool:
+        """Whether some structures were scored by both."""
+        return not self.groups.keys().isdisjoint(other.groups)
 
 
-def estimate(one: Values) -> Estimate:
+def estimate(values: Values) -> Estimate:
     """Mean over runs; over frames first by seeds, then over the sets of frames, where there are several."""
-    return _combine(one.groups, None)
+    return _combine([(group,) for group in values.groups.values()], LEVEL)
 
 
 def difference(one: Values, other: Values, level: float = LEVEL) -> Estimate:
@@ -71,11 +82,7 @@ def difference(one: Values, other: Values, level: float = LEVEL) -> Estimate:
 
     Sets of frames that only one of them has are left out. Raises ValueError where none is left.
     """
-    mine, theirs = one.groups, other.groups
-    shared = [name for name in mine if name in theirs]
-    if not shared:
-        raise ValueError("no structures in common")
-    return _combine({name: mine[name] for name in shared}, {name: theirs[name] for name in shared}, level)
+    return _combine(_pairs(one, other), level)
 
 
 def stratified(one: Values, other: Values, level: float = LEVEL) -> Estimate:
@@ -84,19 +91,14 @@ def stratified(one: Values, other: Values, level: float = LEVEL) -> Estimate:
     Unlike that of `difference`, its interval is of these sets alone, and needs repeated runs on each: it is NaN
     where a set has one run of either method. Raises ValueError where there is no set in common.
     """
-    mine, theirs = one.groups, other.groups
-    shared = [name for name in mine if name in theirs]
-    if not shared:
-        raise ValueError("no structures in common")
-    mean = sum(mine[name].mean - theirs[name].mean for name in shared) / len(shared)
-    runs = min(sum(side[name].n for name in shared) for side in (mine, theirs))
-    parts: list[tuple[float, float]] = []
-    for name in shared:
-        pair = mine[name], theirs[name]
-        if any(group.n < 2 for group in pair):
-            return Estimate(mean, math.nan, math.nan, runs, math.nan)
-        parts += [_structures(*pair), *_between_runs(list(pair))]
-    return _interval(mean, [(variance / len(shared) ** 2, freedom) for variance, freedom in parts], runs, level)
+    pairs = _pairs(one, other)
+    mean = sum(a.mean - b.mean for a, b in pairs) / len(pairs)
+    if any(group.n < 2 for pair in pairs for group in pair):
+        return Estimate(mean, math.nan, math.nan, _fewest(pairs), math.nan)
+    parts = [part for pair in pairs for part in _within(pair)]
+    return _interval(
+        mean, [(variance / len(pairs) ** 2, freedom) for variance, freedom in parts], _fewest(pairs), level
+    )
 
 
 def share(counts: Sequence[int], trials: Sequence[int]) -> Estimate:
@@ -109,8 +111,8 @@ def share(counts: Sequence[int], trials: Sequence[int]) -> Estimate:
     """
     counts, trials = np.asarray(counts, float), np.asarray(trials, float)
     n, runs = trials.sum(), len(trials)
-    p = float(counts.sum() / n)
-    shares = counts / trials
+    with np.errstate(invalid="ignore"):  # of no trials
+        p, shares = float(counts.sum() / n), counts / trials
     spread = float(shares.std(ddof=1)) if runs > 1 else float("nan")
     effective = n
     if runs > 1:
@@ -129,10 +131,10 @@ def share_difference(one: Estimate, other: Estimate) -> Estimate:
 
     Source: Newcombe, Stat. Med. 17, 873 (1998), method 10; Zou and Donner, Stat. Med. 27, 1693 (2008).
     """
-    gap = one.mean - other.mean
-    low = gap - float(np.hypot(one.mean - one.low, other.high - other.mean))
-    high = gap + float(np.hypot(one.high - one.mean, other.mean - other.low))
-    return Estimate(gap, max(low, -1.0), min(high, 1.0), min(one.runs, other.runs), float("nan"))
+    mean = one.mean - other.mean
+    low = mean - float(np.hypot(one.mean - one.low, other.high - other.mean))
+    high = mean + float(np.hypot(one.high - one.mean, other.mean - other.low))
+    return Estimate(mean, max(low, -1.0), min(high, 1.0), min(one.runs, other.runs), float("nan"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,13 +156,13 @@ class _Group:
         return sum(others, first) / self.n
 
 
-def _variance(values: list[float], mean: float) -> float:
-    return sum((value - mean) ** 2 for value in values) / (len(values) - 1) if len(values) > 1 else math.nan
+Groups = tuple[_Group, ...]
+"""Of one set of frames: the runs of a method, or of a method and of the one that it is compared with."""
 
 
 @functools.lru_cache(64)  # all metrics of a method are of the same runs
 def _members(frames: tuple[str, ...]) -> tuple[dict[str, list[int]], NDArray[np.intp]]:
-    """Places of the runs on each set of frames, and for each run which of these sets it is."""
+    """Numbers of the runs on each set of frames, and for each run which of these sets it is."""
     members: dict[str, list[int]] = {}
     for k, name in enumerate(frames):
         members.setdefault(name, []).append(k)
@@ -168,60 +170,63 @@ def _members(frames: tuple[str, ...]) -> tuple[dict[str, list[int]], NDArray[np.
     return members, np.array([order[name] for name in frames], np.intp)
 
 
-def _combine(mine: dict[str, _Group], theirs: dict[str, _Group] | None, level: float = LEVEL) -> Estimate:
-    means = [group.mean - (theirs[name].mean if theirs else 0.0) for name, group in mine.items()]
-    runs = min(sum(g.n for g in side.values()) for side in (mine, theirs or mine))
-    seeds = _seed_deviation(mine)
+def _pairs(one: Values, other: Values) -> list[Groups]:
+    pairs = [(group, other.groups[frames]) for frames, group in one.groups.items() if frames in other.groups]
+    if not pairs:
+        raise ValueError("no structures in common")
+    return pairs
+
+
+def _combine(sets: list[Groups], level: float) -> Estimate:
+    means = [groups[0].mean - (groups[1].mean if len(groups) > 1 else 0.0) for groups in sets]
     mean = sum(means) / len(means)
-    if len(means) > 1:
+    if len(sets) > 1:
         # Between independent sets of frames both kinds of chance show at once.
-        parts = [(_variance(means, mean) / len(means), len(means) - 1)]
+        parts = [(sum((value - mean) ** 2 for value in means) / (len(means) - 1) / len(means), len(means) - 1)]
     else:
-        ((name, group),) = mine.items()
-        parts = [_structures(group, theirs[name] if theirs else None)]
-        parts += _between_runs([group] + ([theirs[name]] if theirs else []))
-    return dataclasses.replace(_interval(mean, parts, runs, level), seeds=seeds)
+        parts = list(_within(sets[0]))
+    seeds = math.sqrt(_pooled(groups[0] for groups in sets)[0])
+    return _interval(mean, parts, _fewest(sets), level, seeds)
 
 
-def _interval(mean: float, parts: list[tuple[float, float]], runs: int, level: float) -> Estimate:
+def _fewest(sets: list[Groups]) -> int:
+    """Runs on the side that has fewer."""
+    return min(sum(group.n for group in side) for side in zip(*sets, strict=True))
+
+
+def _interval(mean: float, parts: Iterable[Part], runs: int, level: float, seeds: float = math.nan) -> Estimate:
     """Interval from independent variances with their degrees of freedom, those that are known."""
     parts = [(variance, freedom) for variance, freedom in parts if math.isfinite(variance)]
     total = sum(variance for variance, _ in parts)
     # Equal values of a few runs are no proof that there is no chance.
     if not total > 0 or not math.isfinite(mean):
-        return Estimate(mean, math.nan, math.nan, runs, math.nan)
+        return Estimate(mean, math.nan, math.nan, runs, seeds)
     freedom = total**2 / sum(v**2 / f for v, f in parts)
     reach = float(special.stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(total)
-    return Estimate(mean, mean - reach, mean + reach, runs, math.nan)
+    return Estimate(mean, mean - reach, mean + reach, runs, seeds)
 
 
-def _between_runs(groups: list[_Group]) -> list[tuple[float, float]]:
-    """Variance of each mean over the seeds, and its degrees of freedom; a single run is given that of the others."""
-    known = [g for g in groups if g.n > 1]
-    if not known:
-        return []
-    freedom = sum(g.n - 1 for g in known)
-    pooled = sum((g.n - 1) * g.variance for g in known) / freedom
-    return [(g.variance / g.n, g.n - 1) if g.n > 1 else (pooled, freedom) for g in groups]
+def _within(groups: Groups) -> Iterator[Part]:
+    """Yield the parts of the variance of the mean, or of the difference, on one set of frames."""
+    yield _structures(*groups)
+    pooled, freedom = _pooled(groups)
+    for group in groups if freedom else ():  # a single run is given the seeds of the others
+        yield (group.variance / group.n, group.n - 1) if group.n > 1 else (pooled, freedom)
 
 
-def _structures(group: _Group, other: _Group | None) -> tuple[float, float]:
-    """Variance of the mean (or of the difference) over resampled structures, and its degrees of freedom."""
+def _structures(group: _Group, other: _Group | None = None) -> Part:
+    """Variance of the mean (or of the difference) over resampled structures."""
     samples = group.samples
     if other is not None and samples is not None:
-        paired = other.samples is not None and len(other.samples) == len(samples)
-        samples = samples - other.samples if paired else None
-    if samples is None:
-        return float("nan"), 0.0
-    defined = samples[np.isfinite(samples)]
-    if len(defined) < 2:
-        return float("nan"), 0.0
-    return float(defined.var(ddof=1)), len(defined) - 1
+        subtracted = other.samples
+        paired = subtracted is not None and len(subtracted) == len(samples)
+        samples = samples - subtracted if paired else None
+    defined = samples[np.isfinite(samples)] if samples is not None else ()
+    return (float(defined.var(ddof=1)), len(defined) - 1) if len(defined) > 1 else (math.nan, 0)
 
 
-def _seed_deviation(groups: dict[str, _Group]) -> float:
-    """Standard deviation between runs on the same frames, pooled over the sets of frames."""
-    repeated = [g for g in groups.values() if g.n > 1]
-    if not repeated:
-        return math.nan
-    return math.sqrt(sum((g.n - 1) * g.variance for g in repeated) / sum(g.n - 1 for g in repeated))
+def _pooled(groups: Iterable[_Group]) -> Part:
+    """Variance between runs on the same frames, pooled over groups; NaN where none has several."""
+    repeated = [group for group in groups if group.n > 1]
+    freedom = sum(group.n - 1 for group in repeated)
+    return (sum((group.n - 1) * group.variance for group in repeated) / freedom if freedom else math.nan), freedom

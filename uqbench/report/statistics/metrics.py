@@ -1,75 +1,98 @@
-"""What the metrics are called in reports, and which values of them are good."""
+"""What the metrics are called in reports, in which units they are, and which values of them are good."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from ase import units as ase_units
 from numpy.typing import ArrayLike, NDArray
 
 from uqbench.metrics.reliability import NORM_FLOOR
 from uqbench.metrics.summary import CALIBRATED
+from uqbench.runs.tables import NUMBERS
 
-# Target, metric, and what it is called; in the order of a report.
+EV_IN_KCAL_MOL = float(ase_units.mol / ase_units.kcal)
+
+
+class Quantity(NamedTuple):
+    """What is measured, and what it is called."""
+
+    target: str
+    metric: str
+    label: str
+
+
+FORCE_MAE = Quantity("forces", "mae", "force MAE")
+ENERGY_MAE = Quantity("energy", "mae", "energy MAE")
+SPEARMAN = Quantity("forces", "spearman", "Spearman ρ")
+ROC_AUC = Quantity("forces", "roc_auc_80", "ROC-AUC, worst 20 %")
+MISCALIBRATION_RAW = Quantity("forces", "miscalibration_area", "miscalibration area, raw")
+MISCALIBRATION = Quantity("forces", "calibrated_miscalibration_area", "miscalibration area, calibrated")
+NLL = Quantity("forces", "cnll", "NLL, calibrated")
+BARRIER = Quantity("neb", "barrier_abs_error", "barrier error, absolute")
+SURVIVAL = Quantity("md", "survival", "share of replicas that survive")
+TRAINING = Quantity("cost", "training_time", "training")
+INFERENCE = Quantity("cost", "inference_time", "inference")
+# In the order of a report.
 MAIN = (
-    ("forces", "mae", "force MAE"),
-    ("forces", "rmse", "force RMSE"),
-    ("energy", "mae", "energy MAE"),
-    ("forces", "spearman", "Spearman ρ"),
-    ("forces", "roc_auc_80", "ROC-AUC, worst 20 %"),
-    ("forces", "roc_auc_95", "ROC-AUC, worst 5 %"),
-    ("forces", "ause", "AUSE"),
-    ("forces", "miscalibration_area", "miscalibration area, raw"),
-    ("forces", "calibrated_miscalibration_area", "miscalibration area, calibrated"),
-    ("forces", "zms", "ZMS ⟨z²⟩, raw"),
-    ("forces", "calibrated_zms", "ZMS ⟨z²⟩, calibrated"),
-    ("forces", "nll", "NLL, raw"),
-    ("forces", "cnll", "NLL, calibrated"),
-    ("forces", "calibrated_ence", "ENCE, calibrated"),
-    ("forces", "calibrated_crps", "CRPS, calibrated"),
-    ("forces", "conformal_coverage_90", "coverage of 90 % conformal radii"),
-    ("forces", "conformal_radius_90", "mean 90 % conformal radius"),
-    ("energy", "cnll", "energy NLL, calibrated"),
-    ("cost", "training_time", "training"),
-    ("cost", "inference_time", "inference"),
+    FORCE_MAE,
+    Quantity("forces", "rmse", "force RMSE"),
+    ENERGY_MAE,
+    SPEARMAN,
+    ROC_AUC,
+    Quantity("forces", "roc_auc_95", "ROC-AUC, worst 5 %"),
+    Quantity("forces", "ause", "AUSE"),
+    MISCALIBRATION_RAW,
+    MISCALIBRATION,
+    Quantity("forces", "zms", "ZMS ⟨z²⟩, raw"),
+    Quantity("forces", "calibrated_zms", "ZMS ⟨z²⟩, calibrated"),
+    Quantity("forces", "nll", "NLL, raw"),
+    NLL,
+    Quantity("forces", "calibrated_ence", "ENCE, calibrated"),
+    Quantity("forces", "calibrated_crps", "CRPS, calibrated"),
+    Quantity("forces", "conformal_coverage_90", "coverage of 90 % conformal radii"),
+    Quantity("forces", "conformal_radius_90", "mean 90 % conformal radius"),
+    Quantity("energy", "cnll", "energy NLL, calibrated"),
+    TRAINING,
+    INFERENCE,
 )
-# Of active learning and simulations, in the order of a report; `population` of several rows is named beside.
-LEARNING = (
-    ("forces", "mae", "force MAE"),
-    ("energy", "mae", "energy MAE"),
-    ("forces", "spearman", "Spearman ρ"),
-    ("forces", "roc_auc_80", "ROC-AUC, worst 20 %"),
-    ("forces", "cnll", "NLL, calibrated"),
-    ("neb", "barrier_error", "barrier error, signed"),
-    ("neb", "barrier_abs_error", "barrier error, absolute"),
-    ("neb", "converged", "share of paths converged"),
-    ("md", "survival", "share of replicas that survive"),
-    ("md", "restricted_mean_survival_time", "mean survival time"),
-    ("acquisition", "score_seeds", "score of the seeds"),
-    ("acquisition", "score_random", "score, random of equal length"),
-    ("acquisition", "score_proposals", "score of the proposals"),
-    ("acquisition", "above_random", "share of proposals above random"),
-    ("acquisition", "displacement", "displacement of the proposals"),
-    ("acquisition", "labelled", "proposals labelled"),
-    ("acquisition", "force_rmse", "force RMSE on labelled proposals"),
+DYNAMICS = (SURVIVAL, Quantity("md", "restricted_mean_survival_time", "mean survival time"))
+BARRIERS = (
+    Quantity("neb", "barrier_error", "barrier error, signed"),
+    BARRIER,
+    Quantity("neb", "converged", "share of paths converged"),
+)
+PROPOSALS = (
+    Quantity("acquisition", "score_seeds", "score of the seeds"),
+    Quantity("acquisition", "score_random", "score, random of equal length"),
+    Quantity("acquisition", "score_proposals", "score of the proposals"),
+    Quantity("acquisition", "above_random", "share of proposals above random"),
+    Quantity("acquisition", "displacement", "displacement of the proposals"),
+    Quantity("acquisition", "labelled", "proposals labelled"),
+    Quantity("acquisition", "force_rmse", "force RMSE on labelled proposals"),
 )
 # A star stands for the elements, which are named beside.
 STRUCTURE = (
-    ("structure", "survival", "share of replicas that stay sound"),
-    ("structure", "rdf_difference_*", "∫|Δg(r)| dr"),
-    ("structure", "rdf_peak_shift_*", "shift of the peak of g(r)"),
-    ("structure", "closest_shift_*", "shift of the shortest distance"),
+    Quantity("structure", "survival", "share of replicas that stay sound"),
+    Quantity("structure", "rdf_difference_*", "∫|Δg(r)| dr"),
+    Quantity("structure", "rdf_peak_shift_*", "shift of the peak of g(r)"),
+    Quantity("structure", "closest_shift_*", "shift of the shortest distance"),
 )
 SIMULATIONS = {"md": "dynamics", "neb": "barriers", "structure": "structure"}
-SIMULATED = (*(entry for entry in LEARNING if entry[0] in SIMULATIONS), *STRUCTURE)
-ALL = ("all", "run")  # populations that need not be named
-Metric = tuple[str, str, str, str]
-"""Target, metric, population, label."""
+SCORED = (*MAIN, *BARRIERS, *DYNAMICS, *STRUCTURE)  # of trained models
+BY_GENERATION = (FORCE_MAE, ENERGY_MAE, SPEARMAN, ROC_AUC, NLL, *BARRIERS, *DYNAMICS, *PROPOSALS)  # of active learning
+# What claims and ranks rest on: errors, ranking, calibration.
+PRINCIPAL = (FORCE_MAE, ENERGY_MAE, SPEARMAN, ROC_AUC, MISCALIBRATION, NLL)
+MD_SURVIVAL = SURVIVAL._replace(label="share of MD replicas that survive")  # where it stands beside other metrics
+UNNAMED = ("all", "run")  # populations that need not be named
+
 Row = dict[str, Any]
 """A row of a table; of many small selections, dictionaries are much faster than data frames."""
+
 HIGH_IS_GOOD = ("spearman", "roc_auc", "survival", "restricted_mean_survival_time", "warning_auc")
 # Metrics that say how an interval or distribution looks, or what was done, not how good it is.
 NEUTRAL = (
@@ -78,7 +101,7 @@ NEUTRAL = (
     "force_rmse",  # of the proposals of a run, which are its own
     *("density", "survival_reference"),
 )
-# Signed distances from a reference, judged by their size.
+# Signed distances from a reference, of which the size counts.
 SIGNED = ("barrier_error", "reverse_barrier_error", "energy_drift", "rdf_peak_shift_", "closest_shift_")
 VALUES_OF = ("barrier", "barrier_reference", "reverse_barrier", "reverse_barrier_reference")
 PROPOSED = "adversarial"  # the acquisition that the others are baselines of
@@ -94,37 +117,67 @@ BOUNDS |= dict.fromkeys(("survival", "above_random", "converged", "warning_auc")
 BOUNDS |= {"conformal_coverage": (0.0, 1.0)} | dict.fromkeys(UNBOUNDED, (-np.inf, np.inf))
 
 
-def metrics_of(rows: pd.DataFrame, wanted: Iterable[tuple[str, str, str]]) -> Iterator[tuple[Metric, list[Row]]]:
-    """Yield the wanted metrics (target, metric, label) that are there, one by one, with their rows.
+def metrics_of(rows: pd.DataFrame, wanted: Iterable[Quantity]) -> Iterator[tuple[Quantity, list[Row]]]:
+    """Yield the wanted metrics that are there, one by one, with their rows.
 
     Elements and ranges of forces are left out; of simulations, each temperature is a metric of its own.
     """
-    found = grouped(rows.to_dict("records"), "target", "metric")
-    for target, metric, label in _named(wanted, found):
-        for (population,), own in grouped(found.get((target, metric), ()), "population").items():
-            plain = population in ALL
-            if plain or target in SIMULATIONS:
-                where = "" if plain or target == "neb" else f", {str(population).removeprefix('temperature=')}"
-                yield (target, metric, str(population), label + where), own
+    by_metric = grouped(rows.to_dict("records"), "target", "metric")
+    for target, metric, label in _without_stars(wanted, by_metric):
+        for (population,), selected in grouped(by_metric.get((target, metric), ()), "population").items():
+            if population in UNNAMED or target in SIMULATIONS:
+                unnamed = population in UNNAMED or target == "neb"
+                where = "" if unnamed else f", {str(population).removeprefix('temperature=')}"
+                yield Quantity(target, metric, label + where), selected
 
 
-def _named(wanted: Iterable[tuple[str, str, str]], found: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """Yield what is wanted, with each metric that is found in the place of one that ends in a star."""
-    for target, metric, label in wanted:
-        if not metric.endswith("*"):
-            yield target, metric, label
-            continue
-        for other, name in found:
-            if other == target and name.startswith(metric[:-1]):
-                yield target, name, f"{label}, {name.removeprefix(metric[:-1])}"
+def _without_stars(wanted: Iterable[Quantity], present: Iterable[tuple[str, str]]) -> Iterator[Quantity]:
+    """Yield what is wanted, with each metric that is present in the place of one that ends in a star."""
+    for quantity in wanted:
+        start, star, _ = quantity.metric.partition("*")
+        for target, metric in present if star else ():
+            if target == quantity.target and metric.startswith(start):
+                yield Quantity(target, metric, f"{quantity.label}, {metric.removeprefix(start)}")
+        if not star:
+            yield quantity
+
+
+def is_one_of(rows: pd.DataFrame, quantities: Iterable[Quantity]) -> pd.Series:
+    """Whether each row is of one of some quantities."""
+    wanted = pd.MultiIndex.from_tuples([(quantity.target, quantity.metric) for quantity in quantities])
+    return pd.Series(pd.MultiIndex.from_frame(rows[["target", "metric"]]).isin(wanted), rows.index)
 
 
 def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple, list[Row]]:
     """Rows by their values of some keys, in the order of the first of each."""
-    found: dict[tuple, list[Row]] = {}
+    groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return found
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def with_absolute_barrier_errors(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the size of each signed barrier error: errors of different sign must not cancel in a mean."""
+    signed = rows[(rows["target"] == BARRIER.target) & (rows["metric"] == "barrier_error")]
+    sizes = signed.assign(metric=BARRIER.metric, value=signed["value"].abs())
+    return pd.concat([rows, sizes], ignore_index=True) if len(sizes) else rows
+
+
+def convert_units(frame: pd.DataFrame, units: str) -> pd.DataFrame:
+    """Give the frame with energies and forces in ``eV`` or ``kcal/mol``; unitless metrics stay as they are.
+
+    A negative log likelihood has unit 1 and keeps its value, which refers to eV and eV/Å. Raises ValueError for other
+    units.
+    """
+    if units not in ("eV", "kcal/mol"):
+        raise ValueError(f"units: expected eV or kcal/mol, got {units!r}")
+    if units == "eV":
+        return frame
+    frame = frame.copy()
+    energetic = frame["unit"].isin(["eV", "eV/Å", "eV/atom"])
+    frame.loc[energetic, list(NUMBERS)] *= EV_IN_KCAL_MOL
+    frame.loc[energetic, "unit"] = frame.loc[energetic, "unit"].str.replace("eV", "kcal/mol", regex=False)
+    return frame
 
 
 def bounds(metric: str) -> tuple[float, float]:
@@ -134,9 +187,9 @@ def bounds(metric: str) -> tuple[float, float]:
 
 
 def badness(metric: str, values: ArrayLike) -> NDArray[np.float64] | None:
-    """Turn values of a metric into numbers that are small where it is good; None for a metric that does not judge.
+    """Turn values of a metric into numbers that are small where it is good; None for a metric that says nothing of it.
 
-    Coverage is judged by its distance from the level, the mean squared z-score by that of its logarithm from zero, the
+    Coverage counts by its distance from the level, the mean squared z-score by that of its logarithm from zero, the
     miscalibration area of the norm by that from the area of a perfect model.
     """
     values = np.asarray(values, dtype=np.float64)

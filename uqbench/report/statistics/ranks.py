@@ -6,60 +6,45 @@ Metrics of one prediction, and splits of one data set, are not independent block
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from uqbench.report.statistics.contrasts import IN, JUDGED, OUT, Evidence, worth
+from uqbench.report.statistics.contrasts import IN, OUT, Study, worth
+from uqbench.report.statistics.metrics import PRINCIPAL, is_one_of
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Ranking:
-    """Methods ranked within blocks.
+def rankings(study: Study) -> pd.DataFrame:
+    """Rank the methods within the blocks of each domain where at least two methods share one.
 
-    Attributes:
-        domain: in domain, or out of it.
-        methods: k names, best first.
-        ranks: (k,) mean rank, 1 the best; ties share the mean of their ranks.
-        blocks: N that were ranked; left_out: that lack a method.
+    Returns one row per domain and method, the best first: domain, method, mean_rank (1 the best), blocks that were
+    ranked, and those left_out, which lack a method. Empty where there is nothing to rank.
     """
-
-    domain: str
-    methods: list[str]
-    ranks: np.ndarray
-    blocks: int
-    left_out: int
-
-
-def rankings(evidence: Evidence) -> Iterator[Ranking]:
-    """Yield a ranking for each domain where at least two methods share a block."""
-    quantities = pd.MultiIndex.from_tuples([quantity[:2] for quantity in JUDGED])
+    records = []
     for domain in (IN, OUT):
-        rows = evidence.rows[evidence.rows["domain"] == domain]
-        rows = rows[pd.MultiIndex.from_frame(rows[["target", "metric"]]).isin(quantities)]
+        rows = study.rows[study.rows["domain"] == domain]
+        rows = rows[is_one_of(rows, PRINCIPAL)].assign(worth=0.0)
         if not len(rows):
             continue
-        rows = rows.assign(worth=0.0)
-        for metric, own in rows.groupby("metric"):
-            rows.loc[own.index, "worth"] = worth(str(metric), own["value"].to_numpy(float))
+        for metric, values in rows.groupby("metric")["value"]:
+            rows.loc[values.index, "worth"] = worth(str(metric), values.to_numpy(float))
         # Seeds repeat an experiment: their mean is what is ranked, one value per block and method.
         keys = ["block", "target", "metric"]
         table = rows.pivot_table(index=keys, columns="method", values="worth", aggfunc=_mean, dropna=False)
         table = table.dropna(how="all").dropna(axis="columns", how="all")
         complete = table.dropna()
         if complete.shape[1] > 1 and len(complete):
-            yield rank(complete, domain, left_out=len(table) - len(complete))
+            numbers = {"blocks": len(complete), "left_out": len(table) - len(complete)}
+            for method, value in mean_ranks(complete).items():
+                records.append({"domain": domain, "method": str(method), "mean_rank": value} | numbers)
+    return pd.DataFrame(records)
+
+
+def mean_ranks(table: pd.DataFrame) -> pd.Series:
+    """Mean ranks of the columns (methods) within each row (block), best first: small is good, nothing is missing.
+
+    Ties share the mean of their ranks.
+    """
+    return table.rank(axis=1).mean().sort_values(kind="stable")
 
 
 def _mean(values: pd.Series) -> float:
     return values.mean(skipna=False)
-
-
-def rank(table: pd.DataFrame, domain: str, *, left_out: int = 0) -> Ranking:
-    """Rank the columns (methods) within each row (block): small is good, nothing is missing."""
-    ranks = stats.rankdata(table.to_numpy(), axis=1).mean(axis=0)
-    order = np.argsort(ranks, kind="stable")
-    return Ranking(domain, [str(table.columns[place]) for place in order], ranks[order], len(table), left_out)
