@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from uqbench import cli
-from uqbench.report.units import EV_IN_KCAL_MOL
+from uqbench.report.statistics.metrics import EV_IN_KCAL_MOL
 from uqbench.training import loop
 
 THRESHOLDS = (2.0, 1.0, 0.7, 0.5, 0.4, 0.35, 0.3)  # kcal/mol/Å

@@ -33,22 +33,16 @@ LAYERS = [
     {"md", "oracles"},
     {"evaluations"},
     {"runs.evaluation", "runs.experiment"},
+    {"report.load", "report.figures"},
+    {"report.statistics", "report.render"},
+    {"report.claims"},
+    {"report.sections"},
     {"active", "report"},
     {"cli", "__main__"},
 ]
 LOOSE = 12  # modules at the top level at most
 # What the report may import: it reads tables.
-TABLES_ONLY = {
-    "config",
-    "errors",
-    "families",
-    "figures",
-    "metrics",
-    "report",
-    "runs",
-    "seeding",
-    "text",
-}  # what the report may import
+TABLES_ONLY = {"config", "errors", "families", "figures", "metrics", "report", "runs", "text"}
 
 
 def layer(module: str) -> int:
@@ -119,8 +113,8 @@ def test_no_module_is_in_a_circle_of_imports():
 
 
 def test_the_report_reads_tables_only():
-    rooms = {name.split(".")[1] for module in MODULES if ".report" in module for name in imported(module)}
-    assert rooms <= TABLES_ONLY
+    report = [module for module in MODULES if module.startswith("uqbench.report")]
+    assert report and {name.split(".")[1] for module in report for name in imported(module)} <= TABLES_ONLY
 
 
 def test_few_modules_stand_outside_of_the_rooms():

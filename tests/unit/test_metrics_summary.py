@@ -203,7 +203,7 @@ def test_interval_is_centred_on_the_value_and_undefined_rather_than_made_up():
 
 
 def test_equal_generators_pair_the_resamples(forces):
-    """Differences between methods are taken resample by resample, see `uqbench.report.statistics`."""
+    """Differences between methods are taken resample by resample, see `uqbench.report.statistics.intervals`."""
     first = force_summary(*forces, **settings(bootstrap=200))
     slightly_worse = list(forces)
     slightly_worse[1] = forces[0] + 1.02 * (forces[1] - forces[0])

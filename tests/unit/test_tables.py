@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from ase import units as ase_units
 
-from uqbench.report.units import convert_units
+from uqbench.report.statistics.metrics import convert_units
 from uqbench.runs.tables import COLUMNS, READERS, metric_frame, render
 
 BASE = {

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 
 from uqbench import config
 from uqbench.models import compiled
-from uqbench.report.learning import figures
+from uqbench.report.figures.curves import learning_figures
+from uqbench.report.statistics.metrics import convert_units
 from uqbench.runs.evaluation import open_run
 from uqbench.runs.experiment import Experiment
 from uqbench.runs.metrics_table import METRICS, title_of, write_metrics
@@ -33,7 +34,8 @@ def learn(cfg: DictConfig, choices: Mapping[str, str]) -> Run:
             loop = config.build(cfg.al, run=run, oracle=oracle, seed=cfg.seed, **parts)
             rows = loop.learn(experiment)
         write_metrics(run, rows, command="al", split="test", labels=experiment.labels)
-        for name, png in figures(run.read_csv(METRICS), title_of(experiment.labels, "active learning")).items():
+        written = convert_units(run.read_csv(METRICS), "kcal/mol")
+        for name, png in learning_figures(written, title_of(experiment.labels, "active learning")).items():
             run.write_bytes(name, png)
         run.finish()
     return run

@@ -28,6 +28,7 @@ STYLE = {
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; line styles and markers should differ as well.
 BLUE, VERMILLION, GREEN, SKY, BLACK, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#000000", "#767676"
 ORANGE, PURPLE = "#E69F00", "#CC79A7"
+LOOKS = ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "D"), (PURPLE, "^"), (ORANGE, "v"), (SKY, "P"), (BLACK, "X"))
 LONGEST = 100  # characters of a name: a figure may grow with it, and has an end
 
 Drawing = tuple[str, str, Callable[[Axes], None]]
@@ -75,7 +76,7 @@ def panels(
 ) -> tuple[Figure, np.ndarray]:
     """Give a figure with panels in a grid, and the panels (rows, columns), with everything at its place in inches.
 
-    size: width and height of a panel. gaps: between columns and between rows. margins: left, right, bottom, top.
+    size: width and height of a panel. spacing: between columns and between rows. margins: left, right, bottom, top.
     options: of `Figure.subplots`. A layout engine would draw each panel once more only to find out how large it is.
     """
     (rows, columns), (width, height), (left, right, bottom, top) = shape, size, margins
@@ -83,11 +84,8 @@ def panels(
     up = bottom + rows * height + (rows - 1) * spacing[1] + top
     figure = Figure(figsize=(across, up), dpi=DPI)
     grid = figure.subplots(rows, columns, squeeze=False, **options)
-    figure.subplots_adjust(
-        *(left / across, bottom / up, 1 - right / across, 1 - top / up),
-        wspace=spacing[0] / width,
-        hspace=spacing[1] / height,
-    )
+    ends = left / across, bottom / up, 1 - right / across, 1 - top / up
+    figure.subplots_adjust(*ends, wspace=spacing[0] / width, hspace=spacing[1] / height)
     return figure, grid
 
 

@@ -22,7 +22,7 @@ def run(cfg: DictConfig) -> None:
     Every generation is a run directory of its own below it, which `uqbench evaluate` and `uqbench.load` take.
     """
     from uqbench.active.learning import learn
-    from uqbench.report.learning import show
+    from uqbench.report.render.terminal import show
     from uqbench.runs.metrics_table import choices
 
     show(learn(cfg, choices()))

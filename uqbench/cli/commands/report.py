@@ -24,8 +24,8 @@ def run(cfg: DictConfig) -> None:
 
     Damaged and unfinished runs are left out and named. Raises DataError where no finished run is found.
     """
-    from uqbench.report.report import report
+    from uqbench.report import write_report
     from uqbench.text import printable
 
-    for line in report(cfg.runs, against=cfg.against, units=cfg.units, output=cfg.output):
+    for line in write_report(cfg.runs, against=cfg.against, units=cfg.units, output=cfg.output):
         print(printable(line))

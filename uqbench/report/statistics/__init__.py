@@ -1,0 +1,1 @@
+"""Numbers of a report: means with intervals, paired differences, contrasts over blocks, ranks."""
