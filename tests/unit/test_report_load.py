@@ -12,6 +12,7 @@ from uqbench.metrics.bootstrap import RESAMPLES
 from uqbench.report.load.missing import missing_runs
 from uqbench.report.load.runs import load_runs
 from uqbench.report.statistics.comparison import compare
+from uqbench.runs.files import file_sha256
 
 
 def missing(root):
@@ -27,8 +28,9 @@ def change_rows(path, **columns):
     """Write other values into all rows of a run; its record stays true of the file."""
     rows = pd.read_csv(path / "metrics.csv", dtype=str, keep_default_na=False).assign(**columns)
     rows.to_csv(path / "metrics.csv", index=False)
-    files = json.loads((path / "run.json").read_text())["files"]
-    change_info(path, files=files | {"metrics.csv": (path / "metrics.csv").stat().st_size})
+    info = json.loads((path / "run.json").read_text())
+    sizes = info["files"] | {"metrics.csv": (path / "metrics.csv").stat().st_size}
+    change_info(path, files=sizes, sha256=info["sha256"] | {"metrics.csv": file_sha256(path / "metrics.csv")})
 
 
 @pytest.fixture
@@ -204,3 +206,19 @@ def test_a_run_with_two_rows_for_one_metric_is_left_out_and_named(tmp_path):
     change_rows(path, metric="mae")
     runs = load_runs([tmp_path])
     assert set(runs.rows["uq"]) == {"a"} and runs.problems == [f"{path}: two rows for forces/all/mae"]
+
+
+def test_tables_are_enough_where_checkpoints_were_removed_to_save_space(tmp_path):
+    path = write_run(tmp_path, "a", 0, {"mae": 1.0})
+    info = json.loads((path / "run.json").read_text())
+    change_info(path, files=info["files"] | {"best.pt": 10**6})
+    assert load_runs([tmp_path]).problems == []
+
+
+def test_tables_that_were_changed_since_are_left_out(tmp_path):
+    write_run(tmp_path, "a", 0, {"mae": 1.0})
+    path = write_run(tmp_path, "b", 0, {"mae": 1.0})
+    text = (path / "metrics.csv").read_text()
+    (path / "metrics.csv").write_text(text.replace("1.0", "0.1"))
+    runs = load_runs([tmp_path])
+    assert set(runs.rows["uq"]) == {"a"} and "metrics.csv: changed since the run finished" in runs.problems[0]

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Run", "RunDir", "atomic_write", "find_done", "load_checkpoint", "read", "save_checkpoint", "scratch"]
 
 SCHEMA = 1
+# Of run.json, and what they must be.
+FIELDS = {"status": str, "seconds": dict, "launches": list, "files": dict}
 SMALL = 2**20  # bytes of a file whose content is checked whenever a run is read
 CONFIG, INFO, LOG = "config.yaml", "run.json", "error.log"
 MADE_FOR = "made_for"  # in run.json: what a run was made for, as long as nobody has asked for the run itself
@@ -344,13 +346,15 @@ def _damaged(path: Path, state: str = "damaged") -> DataError:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path) from error
 
 
 def _read_info(path: Path) -> dict[str, Any]:
     info = _read_json(path / INFO)
-    if not isinstance(info, dict) or not {"status", "seconds", "launches", "files"} <= info.keys():
+    if not isinstance(info, dict) or any(not isinstance(info.get(key), kind) for key, kind in FIELDS.items()):
+        raise _damaged(path / INFO)
+    if info["status"] == "done" and not all(isinstance(info.get(key, {}), dict) for key in ("labels", "choices")):
         raise _damaged(path / INFO)
     if info.get("schema") != SCHEMA:
         raise DataError(f"{path / INFO}: schema {info.get('schema')} is unknown to this version of uqbench")

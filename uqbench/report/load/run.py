@@ -111,7 +111,7 @@ def read_run(path: Path) -> tuple[Record, pa.Table]:
     info = _read_info(path)
     if info["status"] != "done":
         raise DataError(f"{path}: {info['status']}, not finished; to finish it: {info.get('command')}")
-    Run(path, None, info).check_files()
+    Run(path, None, info).check_files((CONFIG, METRICS))  # the checkpoints may have been removed to save space
     written = _read_settings(path / CONFIG)
     settings = (info.get("source_settings") or {}) | written
     if "command" not in settings or not isinstance(info.get("labels"), dict):
@@ -131,7 +131,7 @@ def _read_info(path: Path) -> dict[str, Any]:
         info = json.loads((path / INFO).read_bytes())
         json.dumps(info, ensure_ascii=False).encode()  # half of a character can be written as \u in JSON
         schema, complete = info.get("schema"), "status" in info and isinstance(info.get("files"), dict)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{path / INFO}: damaged ({error})") from error
     if schema != SCHEMA:
         raise DataError(f"{path / INFO}: schema {schema}, which this version of uqbench does not read ({SCHEMA})")

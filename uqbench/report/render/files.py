@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from uqbench.errors import ConfigError
 from uqbench.report.load.runs import processes
 from uqbench.report.render.page import page
 from uqbench.runs.files import atomic_write
@@ -51,13 +52,16 @@ def write_files(
     content[REPORT] = f"# {title}\n\n{text}".encode()
     content[PAGE] = page(text, figures, title=title).encode()
     table = pa.Table.from_pandas(rows[[*COLUMNS, *ADDED]], preserve_index=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        paths = {file: stack.enter_context(atomic_write(folder / file)) for file in (*content, ROWS, ROWS_CSV)}
-        for file, data in content.items():
-            paths[file].write_bytes(data)
-        pa.parquet.write_table(table, paths[ROWS])
-        pa.csv.write_csv(_without_dictionaries(table), paths[ROWS_CSV])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            paths = {file: stack.enter_context(atomic_write(folder / file)) for file in (*content, ROWS, ROWS_CSV)}
+            for file, data in content.items():
+                paths[file].write_bytes(data)
+            pa.parquet.write_table(table, paths[ROWS])
+            pa.csv.write_csv(_without_dictionaries(table), paths[ROWS_CSV])
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder} ({error.strerror or error}); choose another output=DIR") from error
 
 
 def _without_dictionaries(table: pa.Table) -> pa.Table:
