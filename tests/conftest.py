@@ -20,8 +20,6 @@ from toy_calculators import children
 from uqbench.data.sources.quickstart import Quickstart
 from uqbench.data.structures import Structures
 
-pytest.register_assert_rewrite("model_checks")
-
 
 @pytest.fixture(scope="session")
 def ethanol() -> Structures:
