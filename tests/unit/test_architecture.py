@@ -30,6 +30,7 @@ LAYERS = [
     {"uq"},
     {"training", "figures"},
     {"inference"},
+    {"testing"},
     {"md", "oracles"},
     {"evaluations"},
     {"runs.experiment"},

@@ -400,12 +400,6 @@ def point_loss(residual: Tensor) -> Tensor:
     return torch.sqrt(residual.square().sum(-1) + 1e-12)
 
 
-def total_loss(method: UQMethod, batch: Batch) -> Tensor:
-    """Return the mean losses of energies and forces, summed over members."""
-    losses = method.losses(batch, point_loss)
-    return losses.energy.mean(-1).sum() + losses.forces.mean(-1).sum()
-
-
 @CHECKS
 def losses_are_those_of_each_frame_alone(subject: Subject) -> None:
     """Losses are not reduced, so that any split over processes averages to the same number."""
@@ -432,25 +426,31 @@ def errors_of_the_losses_are_those_of_the_prediction(subject: Subject) -> None:
 
 @CHECKS
 def a_step_against_the_gradient_lowers_the_losses(subject: Subject) -> None:
-    """In evaluation mode, in which losses of different epochs can be compared; and every parameter takes part."""
+    """That of energies and that of forces, in evaluation mode, in which epochs are compared; no parameter is idle."""
     method, batch = copy.deepcopy(subject.method), subject.batch_of(subject.training[:4])
     names, parameters = zip(*method.named_parameters(), strict=True)
-    with torch.enable_grad():
-        loss = total_loss(method, batch)
-    require(loss.requires_grad, "the losses do not depend on the parameters")
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    idle = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None or not gradient.any()]
-    require(not idle, f"no gradient for {', '.join(idle)}")
-    length = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
     size = math.sqrt(sum(float(parameter.detach().square().sum()) for parameter in parameters))
-    step, values = 1e-6 * size / length, []
-    for factor in (-1, 2):  # forwards, and back beyond the start
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter += factor * step * gradient
-            values.append(float(total_loss(method, batch)))
-    lower, higher = values
-    require(lower < higher, f"{lower:.10g} a step down the gradient, {higher:.10g} a step up")
+    idle = set(names)
+
+    def mean(kind: str) -> Tensor:
+        return getattr(method.losses(batch, point_loss), kind).mean(-1).sum()
+
+    for kind in ("energy", "forces"):
+        with torch.enable_grad():
+            loss = mean(kind)
+        require(loss.requires_grad, f"the loss of {kind} does not depend on the parameters")
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        idle -= {name for name, gradient in zip(names, gradients, strict=True) if gradient.any()}
+        step = 1e-6 * size / math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+        values = []
+        for factor in (-1, 2, -1):  # forwards, back beyond the start, and to the start
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter += factor * step * gradient
+                values.append(float(mean(kind)))
+        lower, higher = values[:2]
+        require(lower < higher, f"the loss of {kind} is {lower:.10g} a step down its gradient, {higher:.10g} a step up")
+    require(not idle, f"no gradient for {', '.join(sorted(idle))}")
 
 
 @CHECKS
