@@ -78,7 +78,7 @@ def test_a_constant_score_tells_nothing_of_stretched_bonds(uq, ethanol):
     assert share_above(method, ethanol[:12], stretched(ethanol[:12], 1.3)) == 0.5
 
 
-# The heads of MVE and evidential regression learn from errors in the domain alone. What they say of stretched bonds is a
+# Heads of MVE and evidential regression learn from errors in the domain alone. What they say of stretched bonds is a
 # matter of chance, so that nothing can be asserted: with the recipe below the share is 0.00, 0.00 and 0.01 for three
 # seeds of MVE, and 1.00 with more features and epochs; 0.00 and 0.98 for two seeds of evidential regression, and 0.22
 # with more.
