@@ -37,6 +37,14 @@ def program():
         yield server
 
 
+@pytest.fixture(scope="module")
+def without_figures():
+    """Evaluations in this process draw nothing, which is most of the time of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uqbench.evaluations.metrics.render", lambda drawings: {})
+        yield
+
+
 @pytest.fixture
 def started():
     """Gives the processes that this test has started and that still run; other tests may have left some to end."""

@@ -1,7 +1,8 @@
 """The program in processes of its own that need not import anything: forks of one process that has, and does no more.
 
-Most of the time of a command that is refused, or of a tiny run, is that of imports. A fork can be limited, interrupted and
-killed like a process that was started from a shell.
+Most of the time of a command that is refused, or of a tiny run, is that of imports. A fork can be limited, interrupted
+and killed like a process that was started from a shell. Run as a script, this is the program without the figures of
+evaluations, which are most of the rest.
 """
 
 import json
@@ -36,8 +37,8 @@ for line in sys.stdin:
     os.chdir(order["folder"])
     os.environ.clear()
     os.environ.update(order["environment"])
-    for name, number, flags in (("/dev/null", 0, os.O_RDONLY), *((order[k], n, os.O_WRONLY) for n, k in ((1, "out"), (2, "err")))):
-        descriptor = os.open(name, flags)
+    for number, name in enumerate(("/dev/null", order["out"], order["err"])):
+        descriptor = os.open(name, os.O_WRONLY if number else os.O_RDONLY)
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.stdin = open(0)
@@ -132,3 +133,11 @@ class Program:
             Path(path).touch()
         order = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "cpu": cpu}
         return Process(self, self.ask(order | streams | {"figures": figures})["pid"], folder)
+
+
+if __name__ == "__main__":
+    import uqbench.evaluations.metrics
+    from uqbench.cli import main
+
+    uqbench.evaluations.metrics.render = lambda drawings: {}
+    sys.exit(main())

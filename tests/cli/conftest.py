@@ -166,14 +166,6 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def without_figures():
-    """Evaluations in this process draw nothing, which is most of the time of a tiny run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uqbench.evaluations.metrics.render", lambda drawings: {})
-        yield
-
-
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write the throwaway command and work in a folder beside it."""

@@ -12,6 +12,9 @@ from uqbench import config
 from uqbench.cli import main
 
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
     """The oracle's cache, away from the user's own."""
@@ -21,7 +24,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, without_figures):
     """A small model of ammonia around its inversion path, labelled by GFN2-xTB, and the folder of all runs."""
     pytest.importorskip("tblite", reason="tblite is not installed")
     rng = np.random.default_rng(0)
@@ -40,7 +43,7 @@ def trained(tmp_path_factory):
     command += [
         "uq=deterministic",
         "backbone.features=8",
-        "training.epochs=25",
+        "training.epochs=10",
         "training.lr=5e-3",
         "evaluation.bootstrap=0",
     ]

@@ -9,8 +9,10 @@ import pytest
 from helpers import CONF, HEAVY
 
 from uqbench.cli import main
+from uqbench.figures import canvas
 from uqbench.runs.tables import COLUMNS
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 SMALL = [
     "uq.members=2", "dataset.n_train=40", "dataset.n_validation=10", "dataset.n_test=12", "backbone.features=8",
     "training.epochs=2", "evaluation.bootstrap=10",
@@ -22,10 +24,12 @@ def train(outputs, *overrides):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A finished run and the folder of all runs."""
+def trained(tmp_path_factory, without_figures):
+    """A finished run with its figures, and the folder of all runs."""
     outputs = tmp_path_factory.mktemp("outputs")
-    assert train(outputs) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uqbench.evaluations.metrics.render", canvas.render)
+        assert train(outputs) == 0
     (run,) = outputs.glob("train/quickstart-ethanol/painn_small/ensemble/seed0-*")
     return run, outputs
 
