@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from uqbench import config
 from uqbench.cli import main
 
-
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 

@@ -110,7 +110,7 @@ def test_a_done_evaluation_is_shown_without_importing_what_computes(trained, imp
 def test_settings_that_a_done_run_does_not_have_are_checked(trained, importing):
     _, outputs = trained
     code, _, err, modules = importing("train", f"outputs={outputs}", *SMALL, "training.checkpoint_seconds=often")
-    assert code == 2 and err == "uqbench: error: training.checkpoint_seconds: expected a number, got 'often'\n"
+    assert code == 2 and err == "uqbench: error: training.checkpoint_seconds: expected a number >= 0, got 'often'\n"
     assert "torch" in modules, "the signature was looked at; and the test above can see what is imported"
 
 
