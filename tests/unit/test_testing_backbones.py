@@ -295,10 +295,12 @@ def test_one_error_lists_all_that_failed_and_what_they_saw():
     assert all("numbers differ, at [" in message and " instead of " in message for message in messages)
 
 
-def test_a_backbone_that_raises_fails_the_checks_and_not_the_report():
+@pytest.mark.parametrize("error", [RuntimeError("not\nready"), AssertionError("not\nready")], ids=repr)
+def test_a_backbone_that_raises_fails_the_checks_and_not_the_report(error):
     class Raises(Sound):
         def envelope(self, distances):
-            raise RuntimeError("not\nready")
+            raise error
 
-    with pytest.raises(AssertionError, match=r"rotation\w+: RuntimeError: not ready \(.*test_testing_backbones.py"):
+    message = rf"rotation\w+: {type(error).__name__}: not ready \(.*test_testing_backbones.py"
+    with pytest.raises(AssertionError, match=message):
         check_backbone(Raises)

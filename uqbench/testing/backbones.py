@@ -120,7 +120,7 @@ def a_batch_equals_its_frames_one_by_one(subject: Subject) -> None:
 
 
 def require_transformed(subject: Subject, matrix: NDArray) -> None:
-    """Raise AssertionError unless energies and latents stay and forces turn where structures are turned by a matrix."""
+    """Raise Failure unless energies and latents stay and forces turn where structures are turned by a matrix."""
     moved = subject.evaluate(frames.moved(subject.structures, matrix))
     require_close(moved.energy, subject.output.energy, "energy")
     require_close(moved.forces, subject.output.forces @ torch.as_tensor(matrix.T), "forces")
@@ -327,7 +327,7 @@ def third_derivatives_by_positions_are_exact(subject: Subject) -> None:
 
 
 def require_gradient(objective: Callable[[Tensor], Tensor], at: Tensor, count: int, what: str) -> None:
-    """Raise AssertionError unless so many entries of autograd's gradient by positions are finite differences."""
+    """Raise Failure unless so many entries of autograd's gradient by positions are finite differences."""
     positions = at.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(objective(positions), positions)
 
