@@ -15,12 +15,11 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(shares))
 
 import pytest
+from program import Program
 from toy_calculators import children
 
 from uqbench.data.sources.quickstart import Quickstart
 from uqbench.data.structures import Structures
-
-pytest.register_assert_rewrite("model_checks")
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +28,21 @@ def ethanol() -> Structures:
     quickstart = Quickstart(n_train=30, n_validation=10, n_test=20, block=1, split_seed=0)
     structures = quickstart.load()
     return structures[:: len(structures) // 60][:60]
+
+
+@pytest.fixture(scope="session")
+def program():
+    """Starts the program in processes of its own, which have imported everything already."""
+    with Program() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def without_figures():
+    """Evaluations in this process draw nothing, which is most of the time of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uqbench.evaluations.metrics.render", lambda drawings: {})
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What many tests share: small models, short trainings, the options of the config groups."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,22 @@ SMALL = {"features": 8, "layers": 2, "l_max": 1, "radial_layers": 1, "radial_fea
 # Modules that take longer to import than a command that computes nothing may take in all.
 HEAVY = {"torch", "lightning", "nequip", "scipy", "sklearn", "matplotlib", "pandas", "pyarrow", "joblib", "submitit"}
 
+# Kernels that tests compute with, and all that one pair of backbone and method is tested with.
+DEFAULT_KERNELS = os.environ.get("UQBENCH_KERNELS", "auto")
+KERNELS = [kernels for kernels in ("native", "torch") if DEFAULT_KERNELS in ("auto", kernels)]
+
 CONF = Path(__file__).parents[1] / "conf"
 
 
 def options(group: str) -> list[str]:
     """The names of all YAMLs of a config group, so that what is added is tested at once."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def distinct_backbones() -> list[str]:
+    """Options of conf/backbone that differ in more than their size: at the size of tests, others are the same."""
+    by_content = {repr({**small_config(name, "deterministic").backbone}): name for name in options("backbone")}
+    return list(by_content.values())
 
 
 def small_config(backbone: str, uq: str, seed: int = 0, **changes: object) -> DictConfig:

@@ -1,14 +1,18 @@
 """Uncertainty quantification of neural-network interatomic potentials: use of trained runs from Python.
 
->>> import uqbench
->>> model = uqbench.load("outputs/train/…/seed0-…")           # a folder made by `uqbench train`
->>> atoms.calc = model.calculator()                            # for everything in ASE
->>> atoms.get_potential_energy(), atoms.get_forces()           # eV, eV/Å
->>> atoms.calc.get_property("forces_std", atoms)               # (N,) eV/Å per component, calibrated
->>> model.torchsim()                                           # for torch-sim: many systems in one batch
->>> predictions = model.predict(frames)                        # many frames at once: Atoms, a list, Structures
->>> predictions.energy, predictions.energy_std, predictions.forces, predictions.forces_std, predictions.score
->>> predictions.write("predictions.extxyz")                    # or .parquet, .csv; PredictionSet.read reads them
+Example, with a folder made by `uqbench train`:
+    >>> import uqbench
+    >>> from ase.build import molecule
+    >>> model = uqbench.load("outputs/train/quickstart-ethanol/painn_small/ensemble/seed0-cdb97305")
+    >>> atoms = molecule("CH3CH2OH")
+    >>> atoms.calc = model.calculator()  # for everything in ASE
+    >>> energy, forces = atoms.get_potential_energy(), atoms.get_forces()  # eV, eV/Å
+    >>> atoms.calc.get_property("forces_std", atoms).shape  # eV/Å per component, calibrated
+    (9,)
+    >>> predictions = model.predict([atoms] * 2)  # many frames at once: Atoms, a list, Structures
+    >>> predictions.energy_std.shape, predictions.score.shape
+    ((2,), (18,))
+    >>> predictions.write("predictions.extxyz")  # or .parquet, .csv; PredictionSet.read reads them
 
 `uqbench.inference.prediction_set.PredictionSet` lists what is predicted, with shapes and units,
 `uqbench.inference.calculator.UQCalculator` the ASE properties. Errors are subclasses of
@@ -40,6 +44,13 @@ def load(run: str | os.PathLike, *, device: str = "cpu", dtype: str | torch.dtyp
 
     Raises DataError for a folder that is not a finished run or has lost files, CheckpointError for weights that are
     damaged or do not fit, ConfigError for a device or dtype that cannot be used.
+
+    Example:
+        >>> import uqbench
+        >>> run = "outputs/train/quickstart-ethanol/painn_small/ensemble/seed0-cdb97305"
+        >>> model = uqbench.load(run, dtype="float64")
+        >>> model.elements, model.cutoff
+        (['H', 'C', 'O'], 5.0)
     """
     # Imported here: torch takes seconds, and the command line must answer at once.
     from uqbench.inference.trained_model import TrainedModel

@@ -1,11 +1,7 @@
-"""`uqbench al` from the command line: whole runs, killed runs, and what is left behind."""
+"""`uqbench al` from the command line: finished runs, killed runs, and what is left behind."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pandas as pd
@@ -15,6 +11,7 @@ from uqbench.cli import main
 from uqbench.runs import lock, run_dir
 
 pytest.importorskip("tblite", reason="the oracle needs the extra xtb")
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 TINY = [
     *("uq=gmm", "uq.components=1", "uq.reg_covar=1e-3", "backbone.features=8", "backbone.layers=1"),
@@ -34,15 +31,16 @@ def run_of(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("al") / "whole"
+def finished(tmp_path_factory, without_figures):
+    """A folder with a run of two generations, which nothing may change."""
+    folder = tmp_path_factory.mktemp("al") / "finished"
     folder.mkdir()
     assert main(command(folder)) == 0
     return folder
 
 
-def test_every_generation_is_a_run_with_its_own_frames(whole):
-    path = run_of(whole)
+def test_every_generation_is_a_run_with_its_own_frames(finished):
+    path = run_of(finished)
     splits = [json.loads((path / f"generation_{g}" / "splits.json").read_text()) for g in (1, 2)]
     new = pd.read_csv(path / "labels_1.csv")
     labelled = int(new["energy"].notna().sum())
@@ -60,19 +58,19 @@ def test_every_generation_is_a_run_with_its_own_frames(whole):
     assert (path / "learning_mae.png").stat().st_size > 10_000
 
 
-def test_a_generation_can_be_evaluated_like_any_run(whole, tmp_path):
-    run = run_of(whole) / "generation_2"
+def test_a_generation_can_be_evaluated_like_any_run(finished, tmp_path):
+    run = run_of(finished) / "generation_2"
     assert run_dir.read(run).done
     assert main(["evaluate", f"run={run}", "split=validation", f"outputs={tmp_path}", "evaluation.bootstrap=0"]) == 0
 
 
-def test_the_same_command_again_only_prints(whole, capsys):
+def test_the_same_command_again_only_prints(finished, capsys):
     def written():
-        files = [path for path in run_of(whole).rglob("*") if path.is_file() and path.name != lock.LOCK]
+        files = [path for path in run_of(finished).rglob("*") if path.is_file() and path.name != lock.LOCK]
         return {path: path.stat().st_mtime_ns for path in files}
 
     before = written()
-    assert main(command(whole)) == 0
+    assert main(command(finished)) == 0
     assert "generation 2" in capsys.readouterr().out
     assert written() == before
 
@@ -82,40 +80,40 @@ def others(folder, *names):
     return [path for path in (folder / "outputs").glob("al/*/*/*/seed0-*") if path.name not in names]
 
 
-def test_runs_that_begin_alike_share_the_beginning(whole, tmp_path):
+def test_runs_that_begin_alike_share_the_beginning(finished, tmp_path):
     """A run with another acquisition adopts the first generation, and comes to what it would have trained itself."""
     together, alone = tmp_path / "together", tmp_path / "alone"
-    shutil.copytree(whole, together)
+    shutil.copytree(finished, together)
     first = run_of(together).name
-    wanted = command(together, "acquisition=random", f"oracle.cache={whole.parent / 'cache'}")
+    wanted = command(together, "acquisition=random", f"oracle.cache={finished.parent / 'cache'}")
     wanted.remove("acquisition.steps=4")
     assert main(wanted) == 0
     assert main([word.replace(str(together), str(alone)) for word in wanted]) == 0
-    (path,), own = others(together, first), run_of(alone)
+    (path,), unshared = others(together, first), run_of(alone)
     assert run_dir.read(path / "generation_1").info["adopted_from"].endswith(f"{first}/generation_1")
-    assert "adopted_from" not in run_dir.read(own / "generation_1").info
+    assert "adopted_from" not in run_dir.read(unshared / "generation_1").info
     assert "adopted_from" not in run_dir.read(path / "generation_2").info, "its frames are its own"
-    tables = [pd.read_csv(run / "metrics.csv").query("target != 'cost'") for run in (path, own)]
+    tables = [pd.read_csv(run / "metrics.csv").query("target != 'cost'") for run in (path, unshared)]
     pd.testing.assert_frame_equal(*tables)
     for name in ("generation_1/predictions_test.parquet", "data_2.npz"):
-        assert (path / name).read_bytes() == (own / name).read_bytes(), name
+        assert (path / name).read_bytes() == (unshared / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("change", ["training.epochs=3", "dataset.split_seed=7"])
-def test_runs_that_begin_otherwise_share_nothing(whole, tmp_path, change):
+def test_runs_that_begin_otherwise_share_nothing(finished, tmp_path, change):
     together = tmp_path / "together"
-    shutil.copytree(whole, together)
+    shutil.copytree(finished, together)
     first = run_of(together).name
-    assert main(command(together, change, "al.generations=1", f"oracle.cache={whole.parent / 'cache'}")) == 0
+    assert main(command(together, change, "al.generations=1", f"oracle.cache={finished.parent / 'cache'}")) == 0
     (path,) = others(together, first)
     assert "adopted_from" not in run_dir.read(path / "generation_1").info
 
 
-def test_a_generation_without_new_frames_is_the_last_one_again(tmp_path, whole, capsys, caplog):
+def test_a_generation_without_new_frames_is_the_last_one_again(tmp_path, finished, capsys, caplog):
     folder = tmp_path / "nothing"
     folder.mkdir()
     # All bonds N-H are shorter than 1.2 times the sum of the radii, whatever the model is sure of.
-    wanted = ["selection.min_distance=1.2", f"oracle.cache={whole.parent / 'cache'}"]
+    wanted = ["selection.min_distance=1.2", f"oracle.cache={finished.parent / 'cache'}"]
     assert main(command(folder, *wanted)) == 0
     assert "none of the proposals is fit to be labelled: 6 " in caplog.text
     second = run_dir.read(run_of(folder) / "generation_2")
@@ -132,29 +130,25 @@ def test_a_generation_without_new_frames_is_the_last_one_again(tmp_path, whole, 
 @pytest.mark.parametrize(
     "marker", ["data_1.npz", "generation_1/layer.pt", "generation_1/last.pt", "labels_1.csv", "generation_2/last.pt"]
 )
-def test_killed_anywhere_it_goes_on_to_the_same_frames(whole, tmp_path, marker):
+def test_killed_anywhere_it_goes_on_to_the_same_frames(finished, tmp_path, marker, program):
     folder = tmp_path / "killed"
     folder.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "uqbench", *command(folder, f"oracle.cache={whole.parent / 'cache'}")],
-        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL},
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    process = program.start(command(folder, f"oracle.cache={finished.parent / 'cache'}"), figures=False)
     deadline = time.monotonic() + 200
     while not list(folder.glob(f"outputs/al/*/*/*/seed0-*/{marker}")):
-        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+        assert process.poll() is None and time.monotonic() < deadline, f"ended before it could be killed: {process.err}"
+        time.sleep(0.005)
+    process.kill()
     process.wait()
-    assert main(command(folder, f"oracle.cache={whole.parent / 'cache'}")) == 0
+    assert main(command(folder, f"oracle.cache={finished.parent / 'cache'}")) == 0
     for name in ("data_1.npz", "data_2.npz", "proposals_1.extxyz", "labels_1.csv"):
-        assert (run_of(folder) / name).read_bytes() == (run_of(whole) / name).read_bytes(), name
+        assert (run_of(folder) / name).read_bytes() == (run_of(finished) / name).read_bytes(), name
     steps = [json.loads(line) for line in (run_of(folder) / "journal.jsonl").read_text().splitlines()]
     done = [(step["generation"], step["step"]) for step in steps]
     assert done == [(1, "data"), (1, "propose"), (1, "label"), (2, "data")], "nothing twice, nothing skipped"
 
 
-def test_a_file_of_a_finished_step_that_changed_is_noticed(whole, tmp_path, capsys):
+def test_a_file_of_a_finished_step_that_changed_is_noticed(finished, tmp_path, capsys):
     """In a run that is not finished; a finished one is watched by its own list of files."""
     from uqbench.active.journal import Journal
     from uqbench.errors import DataError
@@ -211,10 +205,10 @@ def test_a_method_that_is_sure_of_everything_is_refused_before_it_is_trained(tmp
     assert not list(tmp_path.glob("outputs/al/*/*/*/*")), "nothing is left behind"
 
 
-def test_an_evaluation_can_be_left_out(whole, tmp_path):
+def test_an_evaluation_can_be_left_out(finished, tmp_path):
     folder = tmp_path / "without"
     folder.mkdir()
     wanted = [word for word in command(folder) if not word.startswith("evaluations.out_of_domain")]
-    wanted += ["evaluations.out_of_domain=null", "al.generations=1", f"oracle.cache={whole.parent / 'cache'}"]
+    wanted += ["evaluations.out_of_domain=null", "al.generations=1", f"oracle.cache={finished.parent / 'cache'}"]
     assert main(wanted) == 0
     assert set(pd.read_csv(run_of(folder) / "metrics.csv")["split"]) == {"test"}

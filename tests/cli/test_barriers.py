@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from uqbench import config
 from uqbench.cli import main
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
@@ -21,7 +23,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, without_figures):
     """A small model of ammonia around its inversion path, labelled by GFN2-xTB, and the folder of all runs."""
     pytest.importorskip("tblite", reason="tblite is not installed")
     rng = np.random.default_rng(0)
@@ -40,7 +42,7 @@ def trained(tmp_path_factory):
     command += [
         "uq=deterministic",
         "backbone.features=8",
-        "training.epochs=25",
+        "training.epochs=10",
         "training.lr=5e-3",
         "evaluation.bootstrap=0",
     ]

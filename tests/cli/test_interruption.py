@@ -17,7 +17,7 @@ COMMAND = [
 ]
 
 
-def test_sigterm_and_sigusr1_cost_no_step(tmp_path, monkeypatch, capsys):
+def test_sigterm_and_sigusr1_cost_no_step(tmp_path, monkeypatch, capsys, without_figures):
     original, steps = loop._check_finite, []
 
     def signalling(*arguments):
@@ -41,10 +41,10 @@ def test_sigterm_and_sigusr1_cost_no_step(tmp_path, monkeypatch, capsys):
     assert main([*COMMAND, f"outputs={tmp_path / 'cut'}"]) == 0
     assert json.loads((run / "run.json").read_text())["seconds"]["train"] > state["seconds"] > 0
     assert len(steps) == 30
-    assert main([*COMMAND, f"outputs={tmp_path / 'whole'}"]) == 0
-    [whole] = (tmp_path / "whole").glob("train/*/*/*/seed0-*")
-    assert whole.name == run.name
+    assert main([*COMMAND, f"outputs={tmp_path / 'uncut'}"]) == 0
+    [uncut] = (tmp_path / "uncut").glob("train/*/*/*/seed0-*")
+    assert uncut.name == run.name
     for name in ("history.csv", "predictions_test.parquet"):
-        assert (run / name).read_bytes() == (whole / name).read_bytes()
-    cut, uncut = (load_checkpoint(folder / "best.pt")["method"] for folder in (run, whole))
-    assert cut.keys() == uncut.keys() and all(torch.equal(cut[name], uncut[name]) for name in cut)
+        assert (run / name).read_bytes() == (uncut / name).read_bytes()
+    first, second = (load_checkpoint(folder / "best.pt")["method"] for folder in (run, uncut))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -18,6 +18,7 @@ from uqbench.runs.files import file_sha256
 DATA = ["dataset.n_train=60", "dataset.n_validation=20", "dataset.n_test=20", "dataset.block=20"]
 SMALL = [*DATA, "backbone.features=8", "backbone.layers=1", "training.epochs=2"]
 SMALL += ["evaluation.bootstrap=20", "evaluation.ideal_draws=2"]
+pytestmark = pytest.mark.usefixtures("without_figures")
 OLD = Path(__file__).parents[1] / "data" / "runs_of_0.1"
 
 
@@ -27,7 +28,7 @@ def run_of(outputs, uq, command="train"):
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
+def swept(tmp_path_factory, without_figures):
     """A sweep over two layers, which nothing may change."""
     outputs = tmp_path_factory.mktemp("swept")
     assert main(["train", "-m", *SMALL, "uq=gmm,constant", f"outputs={outputs}"]) == 0
@@ -35,9 +36,9 @@ def swept(tmp_path_factory):
 
 
 @pytest.fixture
-def own(swept, tmp_path):
+def damageable(swept, tmp_path):
     """A copy of the sweep that a test may damage."""
-    return Path(shutil.copytree(swept, tmp_path / "own"))
+    return Path(shutil.copytree(swept, tmp_path / "copy"))
 
 
 def test_a_sweep_over_layers_trains_once(swept):
@@ -74,8 +75,8 @@ def test_a_layer_is_not_fitted_on_an_ensemble(tmp_path, capsys):
     assert "needs a single model, this one has 5 members" in capsys.readouterr().err
 
 
-def test_a_layer_predicts_evaluates_and_moves_with_its_model(own, swept, tmp_path, capsys):
-    layer = run_of(own, "gmm")
+def test_a_layer_predicts_evaluates_and_moves_with_its_model(damageable, swept, tmp_path, capsys):
+    layer = run_of(damageable, "gmm")
     stored = pd.read_parquet(layer / "predictions_test.parquet")
     quickstart = Quickstart(n_train=60, n_validation=20, n_test=20, block=20, split_seed=0)
     structures = quickstart.load()
@@ -85,8 +86,8 @@ def test_a_layer_predicts_evaluates_and_moves_with_its_model(own, swept, tmp_pat
     assert "split validation" in capsys.readouterr().out
 
 
-def test_a_layer_refuses_another_model_and_a_missing_one(own):
-    model, layer = run_of(own, "deterministic"), run_of(own, "gmm")
+def test_a_layer_refuses_another_model_and_a_missing_one(damageable):
+    model, layer = run_of(damageable, "deterministic"), run_of(damageable, "gmm")
     content = (model / "best.pt").read_bytes()
     (model / "best.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DataError, match="best.pt: changed since the run finished"):
@@ -101,26 +102,26 @@ def test_a_layer_refuses_another_model_and_a_missing_one(own):
         uqbench.load(layer)
 
 
-def test_a_layer_that_was_interrupted_after_its_fit_comes_to_the_same_bits(own):
-    layer = run_of(own, "gmm")
+def test_a_layer_that_was_interrupted_after_its_fit_comes_to_the_same_bits(damageable):
+    layer = run_of(damageable, "gmm")
     before = {name: (layer / name).read_bytes() for name in ("layer.pt", "predictions_test.parquet")}
     info = json.loads((layer / "run.json").read_text())
     (layer / "run.json").write_text(json.dumps(info | {"status": "running", "finished": None, "files": {}}))
     (layer / "metrics.csv").unlink()
-    assert main(["train", *SMALL, "uq=gmm", f"outputs={own}"]) == 0
+    assert main(["train", *SMALL, "uq=gmm", f"outputs={damageable}"]) == 0
     for name in ("layer.pt", "predictions_test.parquet"):
         assert (layer / name).read_bytes() == before[name], name
 
 
-def test_models_of_layers_are_in_no_report_until_they_are_asked_for(own, tmp_path, capsys):
+def test_models_of_layers_are_in_no_report_until_they_are_asked_for(damageable, tmp_path, capsys):
     def methods():
-        assert main(["report", f"runs={own / 'train'}", f"output={tmp_path / 'report'}"]) == 0
+        assert main(["report", f"runs={damageable / 'train'}", f"output={tmp_path / 'report'}"]) == 0
         return set(pd.read_csv(tmp_path / "report" / "metrics.csv")["uq"])
 
     assert methods() == {"gmm", "constant"}
-    modified = (run_of(own, "deterministic") / "best.pt").stat().st_mtime_ns
-    assert main(["train", *SMALL, "uq=deterministic", f"outputs={own}"]) == 0
-    assert (run_of(own, "deterministic") / "best.pt").stat().st_mtime_ns == modified
+    modified = (run_of(damageable, "deterministic") / "best.pt").stat().st_mtime_ns
+    assert main(["train", *SMALL, "uq=deterministic", f"outputs={damageable}"]) == 0
+    assert (run_of(damageable, "deterministic") / "best.pt").stat().st_mtime_ns == modified
     assert methods() == {"gmm", "constant", "deterministic"}
 
 

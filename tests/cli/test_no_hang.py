@@ -2,12 +2,8 @@
 
 import gzip
 import json
-import math
 import os
-import resource
 import shutil
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -16,32 +12,25 @@ from helpers import bomb
 from uqbench.errors import ConfigError
 from uqbench.runs import lock
 
-SECONDS = 5.0  # of CPU, beyond what starting takes: other processes on the same cores do not count
+SECONDS = 5  # of CPU, without imports: other processes on the same cores do not count
 WALL = 120.0  # s, for what would wait and not compute
 
 
-def run(arguments: list[str], cpu: float | None = None) -> tuple[int, str, float]:
-    """Run the program in a new process that is killed after some CPU time: exit code, standard error, CPU seconds."""
+@pytest.fixture
+def within_time(program):
+    """Run the program, and kill it when it takes longer: exit code and standard error."""
 
-    def limit() -> None:
-        if cpu is not None:
-            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(cpu), math.ceil(cpu)))
+    def run(arguments: list[str]) -> tuple[int, str]:
+        process = program.start(arguments, cpu=SECONDS, figures=False)
+        return process.wait(WALL), process.err
 
-    line = [sys.executable, "-m", "uqbench", *arguments]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    quiet = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
-    done = subprocess.run(line, timeout=WALL, preexec_fn=limit, **quiet)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done.returncode, done.stderr, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return run
 
 
-@pytest.fixture(scope="module")
-def within_time():
-    """Run the program, and kill it when it takes SECONDS longer than to start: exit code and standard error."""
-    # The same imports and an input that is refused at once.
-    code, err, start = run(["train", "dataset=file", "dataset.path=/nowhere/absent.xyz"])
-    assert code == 2, err
-    return lambda arguments: run(arguments, start + SECONDS)[:2]
+def test_what_takes_for_ever_is_killed(program, tmp_path):
+    """Otherwise the tests below would see nothing."""
+    process = program.start(["train", f"outputs={tmp_path}", "training.epochs=100000"], cpu=2, figures=False)
+    assert process.wait(WALL) < 0
 
 
 @pytest.fixture
@@ -113,14 +102,14 @@ def test_an_experiment_that_would_take_for_ever(refused, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, program):
     """A finished run."""
     outputs = tmp_path_factory.mktemp("finished")
     settings = ["uq=deterministic", "backbone.features=8", "backbone.layers=1", "training.epochs=1"]
     sizes = ["dataset.n_train=20", "dataset.n_validation=10", "dataset.n_test=10", "dataset.block=10"]
     reduced = ["evaluation.bootstrap=0", "evaluation.ideal_draws=1", "evaluations.out_of_domain=null"]
-    code, err, _ = run(["train", *settings, *sizes, *reduced, f"outputs={outputs}"])
-    assert code == 0, err
+    process = program.start(["train", *settings, *sizes, *reduced, f"outputs={outputs}"], figures=False)
+    assert process.wait() == 0, process.err
     [path] = outputs.glob("train/*/*/*/*")
     return path
 

@@ -9,8 +9,13 @@ import pytest
 from helpers import CONF, HEAVY
 
 from uqbench.cli import main
+from uqbench.figures import canvas
+from uqbench.inference.calibration import Calibration
+from uqbench.inference.prediction_set import PredictionSet
+from uqbench.runs import run_dir
 from uqbench.runs.tables import COLUMNS
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 SMALL = [
     "uq.members=2", "dataset.n_train=40", "dataset.n_validation=10", "dataset.n_test=12", "backbone.features=8",
     "training.epochs=2", "evaluation.bootstrap=10",
@@ -22,10 +27,12 @@ def train(outputs, *overrides):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A finished run and the folder of all runs."""
+def trained(tmp_path_factory, without_figures):
+    """A finished run with its figures, and the folder of all runs."""
     outputs = tmp_path_factory.mktemp("outputs")
-    assert train(outputs) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uqbench.evaluations.metrics.render", canvas.render)
+        assert train(outputs) == 0
     (run,) = outputs.glob("train/quickstart-ethanol/painn_small/ensemble/seed0-*")
     return run, outputs
 
@@ -66,6 +73,14 @@ def test_metrics_are_tidy_and_agree_with_the_predictions(trained):
     assert np.isfinite(value["forces", "miscalibration_area_norm"])
     for cost in ("training_time", "inference_time", "parameters", "peak_memory"):
         assert value["cost", cost] > 0
+
+
+def test_the_calibration_is_that_of_the_validation_frames(trained):
+    run, _ = trained
+    stored = Calibration.load(run_dir.read(run))
+    predictions = [PredictionSet.read(run / f"predictions_{split}.parquet") for split in ("validation", "test")]
+    fits = [Calibration.fit(split, tuple(stored.forces.conformal.quantiles)).to_dict() for split in predictions]
+    assert stored.to_dict() == fits[0] != fits[1]
 
 
 def test_a_done_run_prints_its_table_and_is_left_alone(trained, capsys):

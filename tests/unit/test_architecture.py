@@ -30,6 +30,7 @@ LAYERS = [
     {"uq"},
     {"training", "figures"},
     {"inference"},
+    {"testing"},
     {"md", "oracles"},
     {"evaluations"},
     {"runs.evaluation", "runs.experiment"},
@@ -76,7 +77,8 @@ def imported(module: str) -> frozenset[str]:
     return frozenset(imports(path.read_text(), module, path.name == "__init__.py"))
 
 
-def leaves() -> set[str]:
+@functools.cache
+def leaves() -> frozenset[str]:
     """Modules that some YAML names in a `_target_`, in whose rooms all parts stand beside each other."""
     targets = set()
     for path in CONF.glob("*/*.yaml"):
@@ -85,10 +87,10 @@ def leaves() -> set[str]:
             targets.add(content["_target_"].rpartition(".")[0])
     rooms = ("uqbench.data.sources.", "uqbench.uq.", "uqbench.models.", "uqbench.oracles.")
     shared = {kind.rpartition(".")[0] for kind in SLOTS.values()}  # they hold the contract as well
-    return {module for module in targets - shared if module.startswith(rooms)}
+    return frozenset(module for module in targets - shared if module.startswith(rooms))
 
 
-def offences(module: str, names: set[str] | frozenset[str], leaf_modules: set[str]) -> list[str]:
+def offences(module: str, names: set[str] | frozenset[str], leaf_modules: set[str] | frozenset[str]) -> list[str]:
     upward = [name for name in names if layer(name) > layer(module)]
     leafward = [name for name in names & leaf_modules if name != module]
     return [f"{module} imports {name}" for name in sorted({*upward, *leafward})]

@@ -34,9 +34,11 @@ def test_the_settings_reach_torch_and_the_kernels(portable):
         command = [sys.executable, "-c", code]
         return subprocess.run(command, env=portable.environment(*choice), capture_output=True, text=True).stdout.split()
 
+    # Each takes an import of torch: the plainest instructions and the best that this CPU has.
     best = portable.best_capability()
-    for capability, march in zip(portable.X86[: best + 1], ("x86-64", "x86-64-v3", "x86-64-v4"), strict=False):
-        assert said(capability, 2, "torch") == [capability, "2", "torch", f"-march={march}"]
+    for level in {0, best}:
+        march = ("x86-64", "x86-64-v3", "x86-64-v4")[level]
+        assert said(portable.X86[level], 2, "torch") == [portable.X86[level], "2", "torch", f"-march={march}"]
     assert said("native", 1, "native")[1:] == ["1", "native", "-march=native"]
 
 

@@ -118,6 +118,16 @@ def build(node: DictConfig, *, slot: str | None = None, **extras: Any) -> Any:
 
     All that stands below the node is checked before anything of it is constructed. Raises ConfigError for a class that
     the slot does not accept and for wrong arguments, and passes on what constructors raise.
+
+    Example:
+        >>> from omegaconf import OmegaConf
+        >>> from uqbench import config
+        >>> node = OmegaConf.load(config.conf_dir() / "calibration" / "affine.yaml")
+        >>> type(config.build(node, slot="calibration")).__name__
+        'Affine'
+        >>> config.build(OmegaConf.create({"_target_": "os.system", "command": "ls"}), slot="calibration")
+        Traceback (most recent call last):
+        uqbench.errors.ConfigError: calibration._target_: 'os.system' is not trusted...
     """
     path = node._get_full_key(None) or slot or ""
     if "_target_" not in node:

@@ -190,6 +190,15 @@ class Structures(Systems):
         value that is not finite, unless `partial` says that it marks frames without a label. Raises DataError on wrong
         shapes, unknown elements, non-finite values, overlapping atoms, or a periodic direction without a lattice
         vector.
+
+        Example:
+            >>> from uqbench.data.structures import Structures
+            >>> positions = [[0, 0, 0], [0, 0, 0.74], [0, 0, 0], [0, 0, 0.8], [0, 0.7, 0]]  # Å, of H2 and of OH2
+            >>> s = Structures.from_arrays([1, 1, 8, 1, 1], positions, None, None, [0, 2, 5], origin="two frames")
+            >>> len(s), s.n_atoms.tolist(), s.elements
+            (2, [2, 3], [1, 8])
+            >>> s[1].numbers.tolist()
+            [8, 1, 1]
         """
         ptr = np.asarray(ptr, np.int64)
         n_frames = len(ptr) - 1
@@ -219,6 +228,15 @@ class Structures(Systems):
         """Pack S frames of the same n atoms: numbers (n,), positions and forces (S, n, 3), energies (S,).
 
         Keyword arguments and errors as in `from_arrays`.
+
+        Example:
+            >>> from uqbench.data.structures import Structures
+            >>> frames = [[[0, 0, 0], [0, 0, 0.74]], [[0, 0, 0], [0, 0, 0.1]]]
+            >>> Structures.from_frames([1, 1], frames[:1], energies=[-31.0], origin="H2").energies.tolist()
+            [-31.0]
+            >>> Structures.from_frames([1, 1], frames, origin="H2")
+            Traceback (most recent call last):
+            uqbench.errors.DataError: H2: frame 1 has atoms 0 and 1 closer than 0.3 Å; check the units and remove...
         """
         positions, forces = np.asarray(positions), None if forces is None else np.asarray(forces)
         origin = kwargs.get("origin", "data")
@@ -252,6 +270,13 @@ class Structures(Systems):
         zero them. ASE's readers move the keys `energy` and `forces` of a file into such a calculator, so these two
         names also find them there. Of `labels`, `all` frames must have them, or a DataError names the frame and the
         keys that exist; `some` may; with `none` nothing but the geometry is looked at.
+
+        Example:
+            >>> from ase.build import molecule
+            >>> from uqbench.data.structures import Structures
+            >>> s = Structures.from_atoms([molecule("H2O"), molecule("NH3")], origin="molecules", labels="none")
+            >>> len(s), s.energies
+            (2, None)
         """
         if not frames:
             raise DataError(f"{origin}: holds no frame")

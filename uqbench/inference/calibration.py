@@ -39,6 +39,17 @@ class Calibration:
         """Fit both on the predictions of the validation split; calibrator: None for `Affine`.
 
         Raises DataError for frames without labels, or when the errors cannot calibrate anything.
+
+        Example:
+            >>> from uqbench.inference.calibration import Calibration
+            >>> from uqbench.inference.prediction_set import PredictionSet
+            >>> run = "outputs/train/quickstart-ethanol/painn_small/ensemble/seed0-cdb97305"
+            >>> validation = PredictionSet.read(f"{run}/predictions_validation.parquet")
+            >>> calibration = Calibration.fit(validation, levels=(0.9,))
+            >>> variance = calibration.forces.variance(validation.score)  # (eV/Å)², one for each atom
+            >>> error = ((validation.forces - validation.structures.forces) ** 2).mean()
+            >>> bool(0.5 < variance.mean() / error < 2)
+            True
         """
         given = {"levels": levels, "calibrator": calibrator}
         s = validation.structures.require_labels()

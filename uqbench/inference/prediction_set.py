@@ -134,6 +134,14 @@ class PredictionSet:
         """Write a file that `read` reads, by suffix .parquet, .extxyz or .csv; what is in them says `formats`.
 
         Raises DataError for another suffix, for a file that cannot be written, and for extended XYZ without geometry.
+
+        Example:
+            >>> from uqbench.inference.prediction_set import PredictionSet
+            >>> run = "outputs/train/quickstart-ethanol/painn_small/ensemble/seed0-cdb97305"
+            >>> predictions = PredictionSet.read(f"{run}/predictions_test.parquet")
+            >>> predictions.write("test.csv")
+            >>> bool((PredictionSet.read("test.csv").forces == predictions.forces).all())
+            True
         """
         formats.write(Path(path), self._columns(derived=True), self._calibration())
 
@@ -147,6 +155,18 @@ class PredictionSet:
 
         Needed are elements, energies and forces, and scores or, for want of them, variances, which then rank too.
         Raises DataError, in one line, for a file that is missing, truncated, damaged, or that lacks a column.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from uqbench.inference.prediction_set import PredictionSet
+            >>> _ = Path("mine.csv").write_text(
+            ...     "frame,n_atoms,atom,element,energy,energy_std,forces_x,forces_y,forces_z,force_std\\n"
+            ...     "0,2,0,H,-31.7,0.5,0.0,0.0,0.1,0.2\\n"
+            ...     "0,2,1,H,-31.7,0.5,0.0,0.0,-0.1,0.3\\n"
+            ... )
+            >>> predictions = PredictionSet.read("mine.csv")
+            >>> predictions.forces_std.round(6).tolist(), predictions.calibrated
+            ([0.2, 0.3], False)
         """
         path = Path(path)
         columns, calibration = formats.read(path)

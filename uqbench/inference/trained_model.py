@@ -82,6 +82,16 @@ class TrainedModel:
         Of ASE frames nothing counts but the geometry: neither constraints nor the results of a calculator. Raises
         DataError for frames that cannot be predicted: no atoms, coordinates that are not finite, overlapping atoms, an
         unknown element; TrainingError when a prediction is not finite.
+
+        Example:
+            >>> import uqbench
+            >>> from ase.build import molecule
+            >>> model = uqbench.load("outputs/train/quickstart-ethanol/painn_small/ensemble/seed0-cdb97305")
+            >>> predictions = model.predict([molecule("CH3CH2OH"), molecule("H2O")])
+            >>> predictions.energy.shape, predictions.forces.shape, predictions.score.shape
+            ((2,), (12, 3), (12,))
+            >>> predictions.calibrated, bool((predictions.forces_std > 0).all())
+            (True, True)
         """
         if not isinstance(frames, Structures):
             frames = [frames] if isinstance(frames, Atoms) else list(frames)
@@ -92,7 +102,17 @@ class TrainedModel:
         return predict(self.method, frames, batch_size=batch_size, device=self.device, **once)
 
     def calculator(self, *, skin: float = SKIN) -> UQCalculator:
-        """Return a new ASE calculator; all calculators of a model share its weights."""
+        """Return a new ASE calculator; all calculators of a model share its weights.
+
+        Example:
+            >>> import uqbench
+            >>> from ase.build import molecule
+            >>> model = uqbench.load("outputs/train/quickstart-ethanol/painn_small/ensemble/seed0-cdb97305")
+            >>> atoms = molecule("CH3CH2OH")
+            >>> atoms.calc = model.calculator()
+            >>> atoms.get_forces().shape, atoms.calc.get_property("forces_std", atoms).shape
+            ((9, 3), (9,))
+        """
         return UQCalculator(self, skin=skin)
 
     def torchsim(self, *, stress: bool = False, skin: float = SKIN) -> TorchSimModel:

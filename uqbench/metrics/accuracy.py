@@ -11,6 +11,11 @@ def mae(errors: ArrayLike, weights: ArrayLike | None = None) -> float:
 
     Population: items (force components of atoms, or energies of structures). errors (n,) or (n, D); weights (n,)
     multiplicities. Unit of the errors. Source: docs/metrics.md; the usual definition.
+
+    Example:
+        >>> from uqbench.metrics.accuracy import mae
+        >>> mae([[3.0, 0.0, -3.0], [1.0, 4.0, 1.0]], weights=[2, 1])  # the first atom counts twice
+        2.0
     """
     return weighted_mean(absolute_terms(as_errors(errors)[0]), weights)
 

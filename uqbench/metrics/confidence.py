@@ -32,6 +32,13 @@ def ause(score: ArrayLike, squared_error: ArrayLike, weights: ArrayLike | None =
     Population: items (atoms, or structures). score, squared_error (n,); weights (n,). Unit 1 (relative RMSE times
     fraction). NaN for a constant score or no error at all. Source: docs/metrics.md; Ilg et al., ECCV 2018
     (arXiv:1802.07095).
+
+    Example:
+        >>> from uqbench.metrics.confidence import ause
+        >>> ause(score=[1, 2, 3], squared_error=[0.1, 0.2, 0.3])
+        0.0
+        >>> ause(score=[3, 2, 1], squared_error=[0.1, 0.2, 0.3]) > 0
+        True
     """
     score, squared_error = finite("score", score), finite("squared_error", squared_error)
     if score.ndim != 1 or score.shape != squared_error.shape or score.size == 0:

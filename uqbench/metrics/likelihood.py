@@ -15,6 +15,11 @@ def gaussian_nll(errors: ArrayLike, variance: ArrayLike, weights: ArrayLike | No
     variance (n,) per component in the squared unit of the errors; its logarithm is that of v in (eV/A)^2 or eV^2, hence
     another unit shifts the value by a constant. NaN where any variance is zero. With calibrated variances this is the
     cNLL. Source: docs/metrics.md; Hirschfeld et al., J. Chem. Inf. Model. 60, 3770 (2020), eq. 10.
+
+    Example:
+        >>> from uqbench.metrics.likelihood import gaussian_nll
+        >>> round(gaussian_nll(errors=[0.0, 2.0], variance=[1.0, 4.0]), 4)  # ln(2 pi)/2 + (0 + ln 4/2 + 1/2)/2
+        1.5155
     """
     return weighted_mean(nll_terms(*as_errors(errors, variance)), weights)
 
@@ -25,6 +30,11 @@ def gaussian_crps(errors: ArrayLike, variance: ArrayLike, weights: ArrayLike | N
     Population: components of items (atoms with D = 3, structures with D = 1). errors (n,) or (n, D), variance (n,).
     A zero variance gives the absolute error, its limit.
     Source: Gneiting and Raftery, J. Am. Stat. Assoc. 102, 359 (2007), section 4.2, sign turned.
+
+    Example:
+        >>> from uqbench.metrics.likelihood import gaussian_crps
+        >>> gaussian_crps(errors=[0.5, -1.5], variance=[0.0, 0.0])  # the mean absolute error
+        1.0
     """
     return weighted_mean(crps_terms(*as_errors(errors, variance)), weights)
 

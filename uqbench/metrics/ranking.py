@@ -11,6 +11,11 @@ def spearman(score: ArrayLike, squared_error: ArrayLike, weights: ArrayLike | No
 
     Population: items (atoms, or structures). score, squared_error (n,); weights (n,) multiplicities. In [-1, 1]; NaN
     where score or error is constant. Source: docs/metrics.md (rho between score_i and e_i^2).
+
+    Example:
+        >>> from uqbench.metrics.ranking import spearman
+        >>> round(spearman(score=[1, 2, 3, 4], squared_error=[0.1, 0.4, 0.3, 0.9]), 4)
+        0.8
     """
     return _evaluate(score, squared_error, (), weights)["spearman"]
 
@@ -22,6 +27,11 @@ def roc_auc(score: ArrayLike, squared_error: ArrayLike, quantile: float, weights
     (linear interpolation between order statistics, as `numpy.quantile`). score, squared_error (n,); weights (n,)
     multiplicities. In [0, 1]; NaN where the score is constant or a class is empty.
     Source: docs/metrics.md; the rank-sum identity of Mann and Whitney.
+
+    Example:
+        >>> from uqbench.metrics.ranking import roc_auc
+        >>> roc_auc(score=[1, 4, 3, 2], squared_error=[0.1, 0.2, 0.3, 0.9], quantile=0.5)  # 0.3 and 0.9 are large
+        0.5
     """
     return _evaluate(score, squared_error, (quantile,), weights)[roc_name(quantile)]
 

@@ -62,6 +62,11 @@ def coverage(errors: ArrayLike, variance: ArrayLike, level: float, weights: Arra
 
     Population: components of items (3 per atom, or 1 per structure). errors (n,) or (n, D), variance (n,);
     level in (0, 1), else ValueError. Source: docs/metrics.md.
+
+    Example:
+        >>> from uqbench.metrics.reliability import coverage
+        >>> coverage(errors=[0.5, -1.5, 3.0, 0.1], variance=[1.0, 1.0, 1.0, 1.0], level=0.9)  # within 1.64 sigma
+        0.75
     """
     return weighted_mean(coverage_terms(*as_errors(errors, variance), level), weights)
 
@@ -219,6 +224,11 @@ def ence(errors: ArrayLike, variance: ArrayLike, bins: int, weights: ArrayLike |
     Population, arguments and bins as `rmse_rmv`. 0 for perfect calibration and infinite data; for finite data it grows
     with the number of bins (Pernot, arXiv:2305.11905), so compare it with the simulated value. NaN where a bin has no
     variance. Source: docs/metrics.md; Levi et al., Sensors 22, 5540 (2022).
+
+    Example:
+        >>> from uqbench.metrics.reliability import ence
+        >>> ence(errors=[1.0, -1.0, 2.0, -2.0], variance=[1.0, 1.0, 16.0, 16.0], bins=2)  # (|1 - 1|/1 + |4 - 2|/4) / 2
+        0.25
     """
     return ence_of_bins(*rmse_rmv(errors, variance, bins, weights))
 

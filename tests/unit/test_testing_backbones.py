@@ -1,10 +1,9 @@
-"""The checks of model_checks find potentials that lack a property, and pass a sound one and what is still sound."""
+"""check_backbone finds potentials that lack a property by the property's name, and passes what is sound."""
 
 import dataclasses
 
 import pytest
 import torch
-from model_checks import CHECKS, check_members, known_elements
 from torch import nn
 
 from uqbench.errors import DataError
@@ -12,6 +11,9 @@ from uqbench.models import blocks
 from uqbench.models.blocks import Embedding, Initialiser, Linear
 from uqbench.models.normalisation import Normalisation
 from uqbench.models.potential import Potential
+from uqbench.testing import check_backbone
+from uqbench.testing.backbones import CHECKS, Subject
+from uqbench.testing.frames import ELEMENTS, varied
 
 pytestmark = pytest.mark.numerics
 
@@ -32,48 +34,48 @@ class Sound(nn.Module):
         receivers, senders = geometry.pairs.edges
         distances = torch.cat([geometry.distances] * 2, dim=-1)
         directions = torch.cat([geometry.directions, -geometry.directions], dim=-2)
-        own = self.embedding(geometry.species)
+        elements = self.embedding(geometry.species)
         exponents = torch.arange(1, FEATURES + 1, dtype=distances.dtype) / 10
         radial = torch.exp(-exponents * distances.unsqueeze(-1)) * self.envelope(distances).unsqueeze(-1)
-        messages = radial * own.index_select(-2, senders)
+        messages = radial * elements.index_select(-2, senders)
 
         def gather(values):
             zeros = values.new_zeros(*values.shape[:-2], len(geometry.species), FEATURES)
             return zeros.index_add(-2, receivers, values)
 
         dipoles = [gather(directions[..., k : k + 1] * messages) for k in range(3)]
-        invariants = self.invariants(own, gather(messages), torch.stack(dipoles, dim=-1), geometry)
+        invariants = self.invariants(elements, gather(messages), torch.stack(dipoles, dim=-1), geometry)
         return self.out(torch.tanh(self.mix(torch.cat(invariants, dim=-1))))
 
     def envelope(self, distances):
         return blocks.cosine_cutoff(distances, self.cutoff)
 
-    def invariants(self, own, density, dipoles, geometry):
-        return own, density, dipoles.square().sum(-1)
+    def invariants(self, elements, density, dipoles, geometry):
+        return elements, density, dipoles.square().sum(-1)
 
 
 class SeesTheXAxis(Sound):
-    def invariants(self, own, density, dipoles, geometry):
-        return own, density, dipoles[..., 0]
+    def invariants(self, elements, density, dipoles, geometry):
+        return elements, density, dipoles[..., 0]
 
 
 class TellsLeftFromRight(Sound):
-    def invariants(self, own, density, dipoles, geometry):
+    def invariants(self, elements, density, dipoles, geometry):
         volume = torch.linalg.det(dipoles[..., :3, :]).unsqueeze(-1)  # changes its sign under reflection
-        return own, density + volume, dipoles.square().sum(-1)
+        return elements, density + volume, dipoles.square().sum(-1)
 
 
 class CountsTheAtoms(Sound):
     """Takes the number of an atom in its frame for a property."""
 
-    def invariants(self, own, density, dipoles, geometry):
-        numbers = torch.arange(own.shape[-2], dtype=own.dtype) % 3
-        return own * (1 + 0.1 * numbers.unsqueeze(-1)), density, dipoles.square().sum(-1)
+    def invariants(self, elements, density, dipoles, geometry):
+        numbers = torch.arange(elements.shape[-2], dtype=elements.dtype) % 3
+        return elements * (1 + 0.1 * numbers.unsqueeze(-1)), density, dipoles.square().sum(-1)
 
 
 class SubtractsTheBatchMean(Sound):
-    def invariants(self, own, density, dipoles, geometry):
-        return own, density - density.mean(-2, keepdim=True), dipoles.square().sum(-1)
+    def invariants(self, elements, density, dipoles, geometry):
+        return elements, density - density.mean(-2, keepdim=True), dipoles.square().sum(-1)
 
 
 class EndsWithAStep(Sound):
@@ -89,19 +91,19 @@ class EndsWithAKink(Sound):
 
 
 class DividesByTheNeighbours(Sound):
-    def invariants(self, own, density, dipoles, geometry):
-        counts = torch.bincount(geometry.pairs.edges[0], minlength=own.shape[-2]).unsqueeze(-1)
-        return own, density / counts, dipoles.square().sum(-1)
+    def invariants(self, elements, density, dipoles, geometry):
+        counts = torch.bincount(geometry.pairs.edges[0], minlength=elements.shape[-2]).unsqueeze(-1)
+        return elements, density / counts, dipoles.square().sum(-1)
 
 
 class LosesAGradient(Sound):
-    def invariants(self, own, density, dipoles, geometry):
-        return own, density.detach(), dipoles.square().sum(-1)
+    def invariants(self, elements, density, dipoles, geometry):
+        return elements, density.detach(), dipoles.square().sum(-1)
 
 
 class ForgetsTheSecondDerivative(Sound):
-    def invariants(self, own, density, dipoles, geometry):
-        return own, WrongSquare.apply(density), dipoles.square().sum(-1)
+    def invariants(self, elements, density, dipoles, geometry):
+        return elements, WrongSquare.apply(density), dipoles.square().sum(-1)
 
 
 class WrongSquare(torch.autograd.Function):
@@ -118,8 +120,8 @@ class WrongSquare(torch.autograd.Function):
 
 
 class RoundsToSingle(Sound):
-    def invariants(self, own, density, dipoles, geometry):
-        return own, density.float().to(density.dtype), dipoles.square().sum(-1)
+    def invariants(self, elements, density, dipoles, geometry):
+        return elements, density.float().to(density.dtype), dipoles.square().sum(-1)
 
 
 class MixesMembers(Sound):
@@ -147,10 +149,10 @@ class ForgetsPeriodicity(Potential):
 class SitsInAField(Potential):
     """The energy has a part that depends on where the frame is."""
 
-    def forward(self, batch, *, create_graph=False):
-        output = super().forward(batch, create_graph=create_graph)
+    def forward(self, batch, *, create_graph=False, stress=False):
+        output = super().forward(batch, create_graph=create_graph, stress=stress)
         field = batch.positions[:, 0].to(output.energy.dtype)
-        energy = output.energy.index_add(-1, batch.system, field)
+        energy = output.energy.index_add(-1, batch.system, field.expand(*output.energy.shape[:-1], -1))
         forces = output.forces - torch.tensor([1.0, 0.0, 0.0], dtype=output.forces.dtype)
         return dataclasses.replace(output, energy=energy, forces=forces)
 
@@ -158,20 +160,20 @@ class SitsInAField(Potential):
 class FeelsTheSize(Potential):
     """The energy grows with the square of the number of atoms."""
 
-    def forward(self, batch, *, create_graph=False):
-        output = super().forward(batch, create_graph=create_graph)
+    def forward(self, batch, *, create_graph=False, stress=False):
+        output = super().forward(batch, create_graph=create_graph, stress=stress)
         return dataclasses.replace(output, energy=output.energy + batch.n_atoms.double().square())
 
 
 class AnswersInDouble(Potential):
-    def forward(self, batch, *, create_graph=False):
-        output = super().forward(batch, create_graph=create_graph)
+    def forward(self, batch, *, create_graph=False, stress=False):
+        output = super().forward(batch, create_graph=create_graph, stress=stress)
         return dataclasses.replace(output, forces=output.forces.double())
 
 
 class ForcesUphill(Potential):
-    def forward(self, batch, *, create_graph=False):
-        output = super().forward(batch, create_graph=create_graph)
+    def forward(self, batch, *, create_graph=False, stress=False):
+        output = super().forward(batch, create_graph=create_graph, stress=stress)
         return dataclasses.replace(output, forces=-output.forces)
 
 
@@ -193,26 +195,41 @@ class DividesByZero(Potential):
             return super()._geometry(batch, vectors * float("nan"))
 
 
-def potential_of(kind, members=None, first=0):
-    init, constants = Initialiser(3, members, first), Normalisation.fit(known_elements())
+class LeavesOutTheReferences(Potential):
+    def _references(self, batch):
+        return torch.zeros_like(super()._references(batch))
+
+
+class StressUnderPressure(Potential):
+    """Its stress has the sign of a pressure."""
+
+    def forward(self, batch, *, create_graph=False, stress=False):
+        output = super().forward(batch, create_graph=create_graph, stress=stress)
+        return dataclasses.replace(output, stress=None if output.stress is None else -output.stress)
+
+
+class AllMembersAlike(Sound):
+    def __init__(self, n_species, init):
+        super().__init__(n_species, init)
+        for parameter in self.parameters():
+            if init.members:
+                parameter.data[:] = parameter.data[:1].clone()
+
+
+def subject_of(kind):
+    constants = Normalisation(ELEMENTS, tuple(-0.1 * z for z in ELEMENTS), 1.3)
     base, backbone = (kind, Sound) if issubclass(kind, Potential) else (Potential, kind)
-    network = backbone(len(constants.elements), init)
-    return base(network, heads={}, normalisation=constants, activation="silu", init=init).double()
+
+    def make(members, first):
+        init = Initialiser(3, members, first)
+        network = backbone(len(constants.elements), init)
+        return base(network, heads={}, normalisation=constants, activation="silu", init=init).double()
+
+    return Subject(make, varied())
 
 
-def failing(kind):
-    potential, names = potential_of(kind), set()
-    for name, check in CHECKS.items():
-        try:
-            check(potential)
-        except AssertionError:
-            names.add(name)
-    return names
-
-
-def test_all_pass_for_a_sound_potential():
-    for check in CHECKS.values():
-        check(potential_of(Sound))
+def test_a_sound_backbone_passes():
+    check_backbone(Sound)
 
 
 SYMMETRIES = {"rotation_turns_the_forces_and_nothing_else", "reflection_mirrors_the_forces_and_nothing_else"}
@@ -227,41 +244,63 @@ HIGHER = {
     "third_derivatives_by_positions_are_exact",
     "gradients_of_a_force_loss_by_the_parameters_are_exact",
 }
+STRESS, REFERENCES, MEMBERS = (
+    "the_stress_is_the_gradient_by_strain",
+    "reference_energies_are_added",
+    "members_equal_single_models",
+)
 # What fails for each, and nothing else does.
 BROKEN = {
-    SeesTheXAxis: SYMMETRIES,
+    SeesTheXAxis: {*SYMMETRIES, STRESS},
     TellsLeftFromRight: {"reflection_mirrors_the_forces_and_nothing_else"},
     CountsTheAtoms: {"permutation_permutes", SUPERCELL},
-    SubtractsTheBatchMean: {"a_batch_equals_its_frames_one_by_one", "no_gradient_passes_between_frames"},
+    SubtractsTheBatchMean: {"a_batch_equals_its_frames_one_by_one", "no_gradient_passes_between_frames", STRESS},
     FeelsTheSize: {"far_molecules_add_up", SUPERCELL},
     EndsWithAStep: END,
     EndsWithAKink: END,
     DividesByTheNeighbours: {ISOLATED, *END},
-    LosesAGradient: {FORCES, *HIGHER},
+    LosesAGradient: {FORCES, STRESS, *HIGHER},
     ForcesUphill: {FORCES},
     ForgetsTheSecondDerivative: HIGHER,
-    RoundsToSingle: {FORCES, *HIGHER},
+    RoundsToSingle: {FORCES, STRESS, *HIGHER},
     AnswersInDouble: {"single_precision_agrees_with_double"},
     ForgetsSelfImages: {SUPERCELL},
     ForgetsPeriodicity: {WRAPPING, SUPERCELL},
-    SitsInAField: {"translation_changes_nothing", WRAPPING, SUPERCELL, ISOLATED, *SYMMETRIES, END_OF_A_PAIR},
+    SitsInAField: {"translation_changes_nothing", WRAPPING, SUPERCELL, ISOLATED, *SYMMETRIES, STRESS, END_OF_A_PAIR},
     TakesAnyElement: {"unknown_elements_are_refused"},
     DividesByZero: {"coincident_atoms_are_refused"},
+    LeavesOutTheReferences: {REFERENCES},
+    StressUnderPressure: {STRESS},
+    MixesMembers: {MEMBERS},
+    AllMembersAlike: {MEMBERS},
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
 def test_what_is_broken_fails_and_the_rest_passes(kind):
-    assert failing(kind) == BROKEN[kind]
+    assert CHECKS.failures(subject_of(kind)).keys() == BROKEN[kind]
 
 
-def test_every_check_has_found_something():
-    assert set().union(*BROKEN.values()) == CHECKS.keys()
+def test_every_check_finds_something():
+    assert set().union(*BROKEN.values()) == CHECKS.by_name.keys()
 
 
-def test_members_that_mix_are_found():
-    check_members(lambda members, first: potential_of(Sound, members, first))
-    with pytest.raises(AssertionError):
-        check_members(lambda members, first: potential_of(MixesMembers, members, first))
-    with pytest.raises(AssertionError):
-        check_members(lambda members, first: potential_of(Sound, members))
+def test_one_error_lists_all_that_failed_and_what_they_saw():
+    with pytest.raises(AssertionError) as caught:
+        check_backbone(CountsTheAtoms)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"check_backbone: 2 of {len(CHECKS.by_name)} checks failed"
+    names, messages = zip(*(line.removeprefix("- ").split(": ", 1) for line in lines), strict=True)
+    assert set(names) == BROKEN[CountsTheAtoms]
+    assert all("numbers differ, at [" in message and " instead of " in message for message in messages)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not\nready"), AssertionError("not\nready")], ids=repr)
+def test_a_backbone_that_raises_fails_the_checks_and_not_the_report(error):
+    class Raises(Sound):
+        def envelope(self, distances):
+            raise error
+
+    message = rf"rotation\w+: {type(error).__name__}: not ready \(.*test_testing_backbones.py"
+    with pytest.raises(AssertionError, match=message):
+        check_backbone(Raises)
