@@ -17,13 +17,13 @@ SIZES = ((32, 2), (32, 50), (128, 10))  # features, components
 
 def mixture(features: int, components: int, rng: np.random.Generator) -> GaussianMixture:
     """Return a mixture as if fitted, with random means and covariances."""
-    found = GaussianMixture(components)
+    mixture = GaussianMixture(components)
     roots = np.eye(features) + rng.normal(size=(components, features, features)) / np.sqrt(features)
     covariances = roots @ roots.transpose(0, 2, 1) + 1e-2 * np.eye(features)
-    found.weights_ = np.full(components, 1 / components)
-    found.means_ = rng.normal(size=(components, features))
-    found.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariances)).transpose(0, 2, 1)
-    return found
+    mixture.weights_ = np.full(components, 1 / components)
+    mixture.means_ = rng.normal(size=(components, features))
+    mixture.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariances)).transpose(0, 2, 1)
+    return mixture
 
 
 def race(features: int, components: int) -> Race:

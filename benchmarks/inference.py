@@ -16,12 +16,12 @@ def race(kind: str, workload: str, members: int | None) -> Race:
 def workloads() -> Workloads:
     """Return the races by name."""
     single = ("NH3 x 1", "ethanol x 1", "silica 576 x 1", "silica 648 x 1", "ethanol x 64", "aspirin x 16")
-    found = {
+    workloads = {
         f"energy + forces, {kind}, {system}": lambda kind=kind, system=system: race(kind, system, None)
         for kind in BACKBONES
         for system in single
     }
-    return found | {
+    return workloads | {
         f"energy + forces, ensemble of {MEMBERS} painn, {system}": lambda system=system: race("painn", system, MEMBERS)
         for system in ("NH3 x 1", "ethanol x 1")
     }

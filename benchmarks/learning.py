@@ -37,11 +37,11 @@ def main() -> None:
     options = parser.parse_args()
     loop.Progress = Timed
     with tempfile.TemporaryDirectory() as folder:
-        place = [] if any(one.startswith("outputs=") for one in options.overrides) else [f"outputs={folder}"]
-        code = cli.main(["train", *options.overrides, *place])
+        output = [] if any(one.startswith("outputs=") for one in options.overrides) else [f"outputs={folder}"]
+        code = cli.main(["train", *options.overrides, *output])
         if code or not Timed.rows:
             raise SystemExit(code or "nothing was trained: is it a finished run?")
-        roots = [Path(one.partition("=")[2]) for one in [*options.overrides, *place] if one.startswith("outputs=")]
+        roots = [Path(one.partition("=")[2]) for one in [*options.overrides, *output] if one.startswith("outputs=")]
         newest = max(roots[0].rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
         rows = pd.read_csv(newest)
     print(f"\n{len(Timed.rows)} epochs in {Timed.rows[-1][0]:.0f} s; least validation force MAE")
@@ -49,8 +49,8 @@ def main() -> None:
         reached = next((f"{seconds:.0f} s" for seconds, error in Timed.rows if error <= limit), "not reached")
         print(f"  {limit:4.2f} kcal/mol/Å: {reached}")
     for target, unit in (("forces", "kcal/mol/Å"), ("energy", "kcal/mol")):
-        found = rows[(rows["target"] == target) & (rows["metric"] == "mae") & (rows["population"] == "all")].iloc[0]
-        value, low, high = (found[key] * EV_IN_KCAL_MOL for key in ("value", "ci_low", "ci_high"))
+        row = rows[(rows["target"] == target) & (rows["metric"] == "mae") & (rows["population"] == "all")].iloc[0]
+        value, low, high = (row[key] * EV_IN_KCAL_MOL for key in ("value", "ci_low", "ci_high"))
         print(f"test {target} MAE: {value:.4f} ({low:.4f}-{high:.4f}) {unit}")
 
 

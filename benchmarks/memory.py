@@ -59,8 +59,8 @@ def main() -> None:
         for whose in ("uqbench", PEER):
             command = [sys.executable, __file__, *arguments, "--one", kind, whose]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            cells.append(f"{found['before_mb']:.0f}, {found['peak_mb']:.0f}" if found else "–")
+            figures = json.loads(done.stdout.splitlines()[-1])
+            cells.append(f"{figures['before_mb']:.0f}, {figures['peak_mb']:.0f}" if figures else "–")
         print(f"| {kind} | {' | '.join(cells)} |", flush=True)
 
 

@@ -45,7 +45,7 @@ def follow(frames: Structures) -> Race:
 
 def workloads() -> Workloads:
     """Return the races by name."""
-    found = {f"neighbour search, {system}": lambda system=system: search(structures(system)) for system in SYSTEMS}
-    return found | {
+    workloads = {f"neighbour search, {system}": lambda system=system: search(structures(system)) for system in SYSTEMS}
+    return workloads | {
         f"neighbours of moving atoms, {system}": lambda system=system: follow(structures(system)) for system in SYSTEMS
     }

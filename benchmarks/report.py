@@ -34,9 +34,9 @@ def make(root: Path, count: int) -> None:
     """Write `count` finished run directories."""
     rng = np.random.default_rng(0)
     templates = [_bootstrap(root / f"bootstrap{k}.parquet", rng) for k in range(20)]
-    places = list(itertools.product(range(1, SPLITS + 1), MOLECULES, BACKBONES, METHODS))
+    tasks = list(itertools.product(range(1, SPLITS + 1), MOLECULES, BACKBONES, METHODS))
     for number in range(count):
-        seed, (split, molecule, backbone, uq) = number // len(places), places[number % len(places)]
+        seed, (split, molecule, backbone, uq) = number // len(tasks), tasks[number % len(tasks)]
         path = root / "train" / f"rmd17-{molecule}" / backbone / uq / f"seed{seed}-{number:08x}"
         path.mkdir(parents=True)
         # The same files under many names: their content takes as long to read, and little room.

@@ -57,10 +57,10 @@ def main() -> None:
     print(f"processor time, medians of {options.repeats}; python -c pass: {floor:.0f} ms")
     print(f"{'workload':<30}{'ours, ms':>10}{'import torch, ms':>18}{'ratio':>8}")
     rows = []
-    for name, own in zip(workloads, ours, strict=True):
-        row = {"workload": name, "ours_ms": own, "peer": "import torch", "peer_ms": peer, "ratio": peer / own}
+    for name, figures in zip(workloads, ours, strict=True):
+        row = {"workload": name, "ours_ms": figures, "peer": "import torch", "peer_ms": peer, "ratio": peer / figures}
         rows.append(row | {"floor_ms": floor})
-        print(f"{name:<30}{own:>10.0f}{peer:>18.0f}{peer / own:>8.2f}")
+        print(f"{name:<30}{figures:>10.0f}{peer:>18.0f}{peer / figures:>8.2f}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 

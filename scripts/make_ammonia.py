@@ -79,8 +79,8 @@ def near(atoms: Atoms, rng: np.random.Generator) -> np.ndarray:
     """Return positions (FRAMES, 4, 3) displaced along the normal modes."""
     modes = VibrationsData.from_2d(atoms, hessian(atoms))
     energies, vectors = modes.get_energies_and_modes()
-    lowest, found = atoms.get_potential_energy(), []
-    while len(found) < FRAMES:
+    lowest, positions = atoms.get_potential_energy(), []
+    while len(positions) < FRAMES:
         # The six modes above translations and rotations; a classical amplitude has the variance kT / omega².
         omegas = np.real(energies[6:]) / units._hbar * units._e  # 1/s
         root_mass = np.sqrt(units.kB * TEMPERATURE * units._e / units._amu) * 1e10  # Å/s per sqrt(amu)
@@ -89,8 +89,8 @@ def near(atoms: Atoms, rng: np.random.Generator) -> np.ndarray:
         moved.positions += np.tensordot(amplitudes, vectors[6:], axes=1)
         moved.calc = calculator()
         if moved.get_potential_energy() - lowest <= HIGHEST and height(moved.positions) >= LEAST_HEIGHT:
-            found.append(moved.positions - moved.get_center_of_mass())
-    return np.array(found)
+            positions.append(moved.positions - moved.get_center_of_mass())
+    return np.array(positions)
 
 
 def height(positions: np.ndarray) -> float:
@@ -116,19 +116,19 @@ def inversion(most: float, rng: np.random.Generator) -> np.ndarray:
         atoms.calc = calculator()
         return atoms.get_potential_energy()
 
-    found = []
+    positions = []
     for above in np.linspace(0, most, HEIGHTS):
         length = minimize_scalar(energy, bounds=(0.9, 1.2), args=(above,), method="bounded").x
         path = pyramid(above, length)
         path.positions -= path.get_center_of_mass()
-        found.append(path.positions)
-        found += [path.positions + rng.normal(0, DISPLACEMENT, path.positions.shape) for _ in range(COPIES)]
-    return np.array(found)
+        positions.append(path.positions)
+        positions += [path.positions + rng.normal(0, DISPLACEMENT, path.positions.shape) for _ in range(COPIES)]
+    return np.array(positions)
 
 
 def hot(atoms: Atoms, temperature: float, rng: np.random.Generator) -> np.ndarray:
     """Return frames of Langevin dynamics."""
-    found = []
+    positions = []
     for _ in range(TRAJECTORIES):
         moving = atoms.copy()
         moving.calc = calculator()
@@ -138,8 +138,8 @@ def hot(atoms: Atoms, temperature: float, rng: np.random.Generator) -> np.ndarra
         dynamics.run(EQUILIBRATION_STEPS)
         for _ in range(PER_TRAJECTORY):
             dynamics.run(STRIDE)
-            found.append(moving.positions - moving.get_center_of_mass())
-    return np.array(found)
+            positions.append(moving.positions - moving.get_center_of_mass())
+    return np.array(positions)
 
 
 def main() -> None:

@@ -56,8 +56,8 @@ def best_capability() -> int:
     """The place among `X86` of what torch finds here; that of the last where it finds more."""
     script = "import torch; print(torch.backends.cpu.get_cpu_capability().lower())"
     free = {key: value for key, value in os.environ.items() if key not in VARIABLES}
-    found = subprocess.run([sys.executable, "-c", script], env=free, capture_output=True, text=True, check=True).stdout
-    return X86.index(found.strip()) if found.strip() in X86 else len(X86) - 1
+    answer = subprocess.run([sys.executable, "-c", script], env=free, capture_output=True, text=True, check=True).stdout
+    return X86.index(answer.strip()) if answer.strip() in X86 else len(X86) - 1
 
 
 def environment(capability: str, threads: int, kernels: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Imports point down from room to room and never in a circle, and leaves are reached through their `_target_` only."""
 
 import ast
+import collections
 import functools
 import graphlib
 import re
@@ -142,3 +143,32 @@ def test_this_test_sees_offences():
     assert imports("from ..config import build", "uqbench.uq.base") == {"uqbench.config"}
     assert imports("from .base import X", "uqbench.uq", is_package=True) == {"uqbench.uq.base"}
     assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+
+
+# Words that hide what a value is, and coined ones; docs/glossary.md has the field's.
+NO_NAMES = {"found", "own", "place", "places", "whole", "twin", "twins", "judge", "trust", "watch", "portrait", "melts"}
+NO_NAMES |= {"battery", "gap", "gaps"}
+# One class of a name, but for parts that every backbone, command or check has.
+SHARED = {"Skeleton", "Interaction", "Subject"}
+
+
+def test_names_say_what_a_value_is():
+    bad = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                name = node.id
+            else:
+                name = getattr(node, "arg", None) or getattr(node, "name", None)
+            if isinstance(name, str) and name.lower().strip("_") in NO_NAMES:
+                bad.append(f"{module}: {name}")
+    assert not bad
+
+
+def test_a_name_of_a_class_has_one_meaning():
+    modules = collections.defaultdict(list)
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and node.name not in SHARED:
+                modules[node.name].append(module)
+    assert {name: several for name, several in modules.items() if len(several) > 1} == {}

@@ -13,7 +13,7 @@ from helpers import built, fitted_method
 from scipy.spatial.transform import Rotation
 
 from uqbench.active.acquisition.base import Proposals, unlabelled
-from uqbench.active.duplicates import Geometry, first_same
+from uqbench.active.duplicates import Configuration, first_same
 from uqbench.active.latents import structure_latents
 from uqbench.active.physical import closest_contacts, count_pieces
 from uqbench.active.selection import farthest_points
@@ -30,7 +30,7 @@ def pack(*frames, energies=None):
 
 
 def are_same(a, b, tolerance=0.02):
-    forwards, backwards = (first_same(Geometry.of(pack(*pair)), 0, tolerance)[1] == 0 for pair in ((a, b), (b, a)))
+    forwards, backwards = (first_same(Configuration.of(pack(*pair)), 0, tolerance)[1] == 0 for pair in ((a, b), (b, a)))
     assert forwards == backwards, "sameness has no direction"
     return forwards
 
@@ -129,7 +129,7 @@ def test_sameness_is_not_passed_on_and_known_geometries_are_not_compared():
         atoms.positions[0, 2] += 0.022 * k  # neighbours agree to 0.02 Å after superposition, no others do
     deviations = [[brute_force(a, b) <= 0.02 for a in steps] for b in steps]
     np.testing.assert_array_equal(deviations, np.abs(np.subtract.outer(range(4), range(4))) <= 1)
-    geometries = Geometry.of(pack(*steps))
+    geometries = Configuration.of(pack(*steps))
     assert first_same(geometries, 0, 0.02).tolist() == [0, 0, 2, 2]
     assert first_same(geometries, 3, 0.02).tolist() == [0, 1, 2, 2]
 

@@ -44,7 +44,7 @@ LARGEST_TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Geometry:
+class Configuration:
     """One structure, its atoms in the order of their elements.
 
     numbers (n,), positions (n, 3) Å, cell (3, 3) Å with unit vectors where it is not periodic, pbc (3,).
@@ -56,7 +56,7 @@ class Geometry:
     pbc: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, structures: Structures) -> list[Geometry]:
+    def of(cls, structures: Structures) -> list[Configuration]:
         """Cut a set into its frames."""
         s = structures
         order = np.lexsort((s.numbers, np.repeat(np.arange(len(s)), s.n_atoms)))
@@ -99,7 +99,7 @@ class Geometry:
         return np.concatenate([*(np.sort(part, axis=0).ravel() for part in columns), [edge]])
 
 
-def first_same(geometries: Sequence[Geometry], known: int, tolerance: float) -> NDArray[np.int64]:
+def first_same(geometries: Sequence[Configuration], known: int, tolerance: float) -> NDArray[np.int64]:
     """Return for every geometry the index of the first one before it that is the same, or its own, (S,).
 
     The first `known` are not compared with each other. Of the others, one that repeats another counts no further:
@@ -119,7 +119,7 @@ def first_same(geometries: Sequence[Geometry], known: int, tolerance: float) -> 
     return first
 
 
-def _same(a: Geometry, b: Geometry, tolerance: float) -> bool:
+def _same(a: Configuration, b: Configuration, tolerance: float) -> bool:
     """Whether two geometries of one kind are the same to `tolerance` Å, as the module's docstring defines it."""
     rows_a, rows_b = (geometry.distances.reshape(len(geometry.numbers), -1) for geometry in (a, b))
     difference = np.where(a.numbers[:, None] == b.numbers, cdist(rows_a, rows_b, "chebyshev"), np.inf)

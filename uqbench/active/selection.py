@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat
 
 from uqbench.active.acquisition.base import Proposals, compositions
-from uqbench.active.duplicates import LARGEST_TOLERANCE, Geometry, first_same
+from uqbench.active.duplicates import LARGEST_TOLERANCE, Configuration, first_same
 from uqbench.active.physical import closest_contacts, count_pieces
 from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError
@@ -136,7 +136,7 @@ class Selection:
         detail: NDArray[np.str_],
     ) -> None:
         candidates = ranked[status[ranked] == ""]
-        geometries = Geometry.of(training) + Geometry.of(proposals.structures[candidates])
+        geometries = Configuration.of(training) + Configuration.of(proposals.structures[candidates])
         first = first_same(geometries, len(training), self.tolerance)
         for index, row in enumerate(candidates, start=len(training)):
             if first[index] < len(training):

@@ -36,7 +36,7 @@ def digest(cfg: DictConfig) -> str:
 
     Numbers count by value (1e-3 is 0.001, 2.0 is 2); UNDIGESTED and UNDIGESTED_OF are left out. Raises ConfigError.
     """
-    text = json.dumps(_canonical(_own(plain(cfg)), ""), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_canonical(_of_the_command(plain(cfg)), ""), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -53,10 +53,10 @@ def settings(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
             else:
                 yield f"{path}{key}", value
 
-    return dict(leaves(_canonical(_own(cfg if isinstance(cfg, dict) else plain(cfg)), ""), ""))
+    return dict(leaves(_canonical(_of_the_command(cfg if isinstance(cfg, dict) else plain(cfg)), ""), ""))
 
 
-def _own(content: dict[str, Any]) -> dict[str, Any]:
+def _of_the_command(content: dict[str, Any]) -> dict[str, Any]:
     others = UNDIGESTED_OF.get(content.get("command"), ())
     return {key: value for key, value in content.items() if key not in others}
 

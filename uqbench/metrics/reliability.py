@@ -14,10 +14,10 @@ CHUNK = 32768  # items per pass of the exact area: temporaries stay in the cache
 def _norm_floor() -> float:
     """Area between the distribution of chi_3 / sqrt(3) and the half-normal one, over the half-normal probability."""
 
-    def gap(r: float) -> float:
+    def difference(r: float) -> float:
         return abs(chdtr(3, 3 * r * r) - (2 * ndtr(r) - 1)) * np.sqrt(2 / np.pi) * np.exp(-r * r / 2)
 
-    return quad(gap, 0, 12, limit=200)[0]
+    return quad(difference, 0, 12, limit=200)[0]
 
 
 NORM_FLOOR = _norm_floor()

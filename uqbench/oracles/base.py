@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 
 from uqbench.errors import DataError
-from uqbench.oracles.cache import Claim, Geometry, Label, LabelCache, geometry_of
+from uqbench.oracles.cache import Geometry, Label, LabelCache, Reservation, geometry_of
 from uqbench.oracles.cluster import SlurmPool
 from uqbench.oracles.pool import WorkerPool
 from uqbench.runs import provenance
@@ -185,7 +185,7 @@ class Engine(Oracle):
             missing |= {key: geometry} if label is None else {}
         computed = 0
         while missing:
-            claims: dict[str, Claim] = {}
+            claims: dict[str, Reservation] = {}
             tasks = self._claimed(missing, claims, outcomes)
             try:
                 with contextlib.closing(self.pool.run(tasks)) as answers:
@@ -208,7 +208,7 @@ class Engine(Oracle):
         return outcomes, computed
 
     def _claimed(
-        self, missing: Mapping[str, Geometry], claims: dict[str, Claim], outcomes: dict[str, Label | Failure]
+        self, missing: Mapping[str, Geometry], claims: dict[str, Reservation], outcomes: dict[str, Label | Failure]
     ) -> Iterator[tuple[str, Geometry]]:
         """Yield what no other process is labelling, each claimed at the moment that it can start."""
         for key, geometry in missing.items():

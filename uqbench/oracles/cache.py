@@ -96,7 +96,7 @@ class LabelCache:
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
-    def claim(self, key: str) -> Claim | None:
+    def claim(self, key: str) -> Reservation | None:
         """Reserve a geometry for this process, or None when another process is labelling it.
 
         A claim ends with the process that holds it. Look for the label once more after claiming.
@@ -114,13 +114,13 @@ class LabelCache:
                 os.close(descriptor)
                 return None
             # A file system without locks: two processes may do the same work, and both results are whole.
-        return Claim(path, descriptor)
+        return Reservation(path, descriptor)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
 
 
-class Claim:
+class Reservation:
     """The right to label a geometry, until `release`."""
 
     def __init__(self, path: Path, descriptor: int) -> None:

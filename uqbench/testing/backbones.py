@@ -120,7 +120,7 @@ def a_batch_equals_its_frames_one_by_one(subject: Subject) -> None:
 
 
 def require_transformed(subject: Subject, matrix: NDArray) -> None:
-    """Raise Failure unless energies and latents stay and forces turn where structures are turned by a matrix."""
+    """Raise CheckFailure unless energies and latents stay and forces turn where structures are turned by a matrix."""
     moved = subject.evaluate(frames.moved(subject.structures, matrix))
     require_close(moved.energy, subject.output.energy, "energy")
     require_close(moved.forces, subject.output.forces @ torch.as_tensor(matrix.T), "forces")
@@ -243,7 +243,7 @@ def the_interaction_ends_smoothly_at_the_cutoff(subject: Subject) -> None:
     require(apart[1] == 0.0 and pair(subject.cutoff + 1e-3) == apart, "two atoms interact beyond the cutoff")
     require(inside[0] != apart[0] and inside[1] != 0.0, "two atoms do not interact within the cutoff")
     # Whatever the weights, what ends smoothly is a hundred times smaller, or less, a hundred times nearer to its end.
-    far, near = (pair(subject.cutoff - gap) for gap in (1e-3, 1e-5))
+    far, near = (pair(subject.cutoff - depth) for depth in (1e-3, 1e-5))
     for k, name in enumerate(("energy", "force")):
         outer, inner = abs(near[k] - apart[k]), abs(far[k] - apart[k])
         require(outer <= 0.05 * inner, f"1e-5 Å within the cutoff the {name} is {outer:.3g}, at 1e-3 Å {inner:.3g}")
@@ -253,13 +253,13 @@ def the_interaction_ends_smoothly_at_the_cutoff(subject: Subject) -> None:
 def nothing_jumps_when_an_atom_crosses_the_cutoff(subject: Subject) -> None:
     """Of three atoms in line the outer two, which both have a neighbour in common, cross each other's cutoff."""
 
-    def chain(gap: float) -> Tensor:
-        length = subject.cutoff - gap
+    def chain(depth: float) -> Tensor:
+        length = subject.cutoff - depth
         output = subject.evaluate(unlabelled(Atoms("NCO", [[0, 0, 0], [0.45 * length, 0.1, 0], [length, 0, 0]])))
         return torch.cat([output.energy, output.forces.flatten()])
 
     # What is continuous changes a hundred times less over a hundredth of the way.
-    far, near = (float((chain(gap) - chain(-gap)).abs().max()) for gap in (1e-3, 1e-5))
+    far, near = (float((chain(depth) - chain(-depth)).abs().max()) for depth in (1e-3, 1e-5))
     require(0 < near < 0.05 * far, f"over 2e-5 Å energy or forces change by {near:.3g}, over 2e-3 Å by {far:.3g}")
 
 
@@ -327,7 +327,7 @@ def third_derivatives_by_positions_are_exact(subject: Subject) -> None:
 
 
 def require_gradient(objective: Callable[[Tensor], Tensor], at: Tensor, count: int, what: str) -> None:
-    """Raise Failure unless so many entries of autograd's gradient by positions are finite differences."""
+    """Raise CheckFailure unless so many entries of autograd's gradient by positions are finite differences."""
     positions = at.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(objective(positions), positions)
 

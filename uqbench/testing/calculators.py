@@ -100,7 +100,7 @@ CHECKS: Checks[Subject] = Checks("check_calculator")
 def require_results(
     results: dict[str, Any], expected: dict[str, Any], *, forces: NDArray, order: NDArray | None = None
 ) -> None:
-    """Raise Failure unless results are as expected, with other forces and another order of the atoms."""
+    """Raise CheckFailure unless results are as expected, with other forces and another order of the atoms."""
     require(results.keys() >= expected.keys() - {"stress"}, f"results are {', '.join(results)}")
     largest = float(np.abs(forces).max())
     require_close(results["energy"], expected["energy"], "energy", rtol=1e-9)
@@ -159,7 +159,7 @@ def the_stress_is_the_gradient_by_strain(subject: Subject) -> None:
 
 
 def require_motion(subject: Subject, matrix: NDArray) -> None:
-    """Raise Failure unless a motion of the atoms and their cell turns the forces and changes nothing else."""
+    """Raise CheckFailure unless a motion of the atoms and their cell turns the forces and changes nothing else."""
     for atoms, results in subject.pairs():
         moved = atoms.copy()
         moved.set_cell(atoms.cell @ matrix.T, scale_atoms=False)

@@ -17,14 +17,14 @@ Subject = TypeVar("Subject")
 Check = Callable[[Subject], None]
 
 
-class Failure(AssertionError):
+class CheckFailure(AssertionError):
     """What a check has seen; other AssertionErrors are those of the part itself."""
 
 
 class Checks(Generic[Subject]):
     """Checks of one kind of part by name, in the order of their definition; used as a decorator, it takes one in.
 
-    A check is a function of the subject that raises Failure with what it saw where the subject fails it. Its
+    A check is a function of the subject that raises CheckFailure with what it saw where the subject fails it. Its
     name, with spaces for underscores, is a sentence that is true of a sound subject.
     """
 
@@ -42,7 +42,7 @@ class Checks(Generic[Subject]):
         for name, check in self.by_name.items():
             try:
                 check(subject)
-            except Failure as failure:
+            except CheckFailure as failure:
                 messages[name] = str(failure)
             except Exception as error:
                 last = traceback.extract_tb(error.__traceback__)[-1]
@@ -63,9 +63,9 @@ class Checks(Generic[Subject]):
 
 
 def require(condition: object, message: str) -> None:
-    """Raise Failure with the message unless the condition holds; unlike `assert`, also under `python -O`."""
+    """Raise CheckFailure with the message unless the condition holds; unlike `assert`, also under `python -O`."""
     if not condition:
-        raise Failure(message)
+        raise CheckFailure(message)
 
 
 def require_close(
@@ -76,7 +76,7 @@ def require_close(
     rtol: float = 1e-9,
     atol: float = 0.0,
 ) -> None:
-    """Raise Failure unless two arrays agree to `rtol` of each number plus 1e-11 of the largest, or to `atol`."""
+    """Raise CheckFailure unless two arrays agree to `rtol` of each number plus 1e-11 of the largest, or to `atol`."""
     a, b = as_array(value), as_array(expected)
     require(a.shape == b.shape, f"{what}: shape {a.shape}, expected {b.shape}")
     if not a.size:
@@ -87,14 +87,14 @@ def require_close(
     if (excess > 0).any():
         worst = np.unravel_index(np.argmax(excess), a.shape)
         index = ", ".join(map(str, worst))
-        raise Failure(
+        raise CheckFailure(
             f"{what}: {(excess > 0).sum()} of {a.size} numbers differ, at [{index}] {a[worst]:.10g} instead of "
             f"{b[worst]:.10g}"
         )
 
 
 def require_equal(value: ArrayLike | Tensor, expected: ArrayLike | Tensor, what: str) -> None:
-    """Raise Failure unless two arrays are the same, to the bit."""
+    """Raise CheckFailure unless two arrays are the same, to the bit."""
     a, b = as_array(value), as_array(expected)
     same = a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b)
     largest = f", by up to {np.abs(a - b).max():.3g}" if a.shape == b.shape and a.size and not same else ""
@@ -108,7 +108,7 @@ def refusal(function: Callable[[], object], what: str) -> str:
     except UqbenchError as error:
         require("\n" not in str(error), f"{what}: the message has several lines: {error}")
         return str(error)
-    raise Failure(f"{what}: was not refused")
+    raise CheckFailure(f"{what}: was not refused")
 
 
 def require_slopes(

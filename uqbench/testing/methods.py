@@ -32,8 +32,8 @@ from uqbench.runs.files import BEST, save_checkpoint
 from uqbench.testing import frames
 from uqbench.testing.backbones import BuildBackbone, batch_of
 from uqbench.testing.checks import (
+    CheckFailure,
     Checks,
-    Failure,
     as_array,
     refusal,
     require,
@@ -206,7 +206,7 @@ def require_same(
     forces: Tensor | None = None,
     rtol: float = 1e-7,
 ) -> None:
-    """Raise Failure unless two predictions agree, that of atoms in another order and with other forces."""
+    """Raise CheckFailure unless two predictions agree, that of atoms in another order and with other forces."""
     for name in (*PER_STRUCTURE, *PER_ATOM):
         value, wanted = getattr(prediction, name), getattr(expected, name)
         require((value is None) == (wanted is None), f"{name} is there only once")
@@ -224,7 +224,7 @@ def the_family_is_declared_and_fits_the_number_of_networks(subject: Subject) -> 
     try:
         require_family(kind)
     except ConfigError as error:
-        raise Failure(str(error)) from None
+        raise CheckFailure(str(error)) from None
     require(method.family in FAMILIES, f"family {method.family!r}")
     require(method.score_scale in ("ratio", "log"), f"score_scale {method.score_scale!r}")
     require(
@@ -269,7 +269,7 @@ def scores_that_are_informed_differ(subject: Subject) -> None:
 
 
 def require_moved(subject: Subject, matrix: NDArray) -> None:
-    """Raise Failure unless a motion of the structures turns the forces and changes nothing else."""
+    """Raise CheckFailure unless a motion of the structures turns the forces and changes nothing else."""
     structures = subject.predicted[:4]
     moved = subject.predict(frames.moved(structures, matrix, (5.0, -3.0, 1.0)))
     before = subject.predict(structures)
@@ -465,7 +465,7 @@ def losses_need_labels(subject: Subject) -> None:
     except DataError as error:
         require("no labels" in str(error), f"the message is: {error}")
     else:
-        raise Failure("losses of a batch without labels")
+        raise CheckFailure("losses of a batch without labels")
 
 
 LAYER_CHECKS: Checks[Subject] = Checks("check_layer")

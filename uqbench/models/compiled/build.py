@@ -54,10 +54,10 @@ def library() -> ctypes.CDLL:
         return _load(target)
     line = "building the kernels for this process alone: %s, so the code there may be somebody else's; "
     log.warning(line + "chmod go-w or delete it, or set the environment UQBENCH_CACHE", weakness)
-    return _own(compiler, target.name)
+    return _private(compiler, target.name)
 
 
-def _own(compiler: str, name: str) -> ctypes.CDLL:
+def _private(compiler: str, name: str) -> ctypes.CDLL:
     """Build a library that only this process finds; it stays in memory when its file is gone."""
     try:
         with tempfile.TemporaryDirectory(prefix="uqbench-kernels-") as folder:
