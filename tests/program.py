@@ -2,7 +2,7 @@
 
 Most of the time of a command that is refused, or of a tiny run, is that of imports. A fork can be limited, interrupted
 and killed like a process that was started from a shell. Run as a script, this is the program without the figures of
-evaluations, which are most of the rest.
+runs, which are most of the rest.
 """
 
 import json
@@ -136,9 +136,10 @@ class Program:
 
 
 if __name__ == "__main__":
+    from uqbench.active import loop
     from uqbench.cli import main
     from uqbench.evaluations import md, metrics, neb
 
-    for module in (md, metrics, neb):
+    for module in (loop, md, metrics, neb):
         module.render = lambda drawings: {}
     sys.exit(main())

@@ -77,8 +77,10 @@ def same(found, expected, asked, dtype):
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.detach().abs().max()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("channels", [1, 37, 64])
+# One channel, a number that leaves a rest in every vector register, and one that leaves none.
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(1, torch.float64), (37, torch.float32), (37, torch.float64), (64, torch.float32)], ids=str
+)
 @pytest.mark.parametrize("kind", REFERENCES)
 def test_every_derivative_is_that_of_the_torch_body(native, kind, channels, dtype):
     reference = REFERENCES[kind]

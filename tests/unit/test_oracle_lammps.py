@@ -209,8 +209,8 @@ def test_missing_and_unfit_potential_files(oracle, tmp_path):
     "changes, message",
     [
         ({"elements": ["Si", "Ox"]}, "unknown element 'Ox'"),
-        ({"elements": ["Si", "Si"]}, "must name each element once"),
-        ({"elements": []}, "must name each element once"),
+        ({"elements": ["Si", "Si"]}, "oracle.elements: expected .*no value twice.*, got"),
+        ({"elements": []}, "oracle.elements: expected a list .*, got"),
         ({"commands": ["shell touch here"]}, "'shell touch here' is not allowed"),
         ({"commands": [""]}, "is not allowed"),
         ({"commands": ["set type 1 charge 1\nshell touch here"]}, "no quotes, variables or Python"),
