@@ -1,11 +1,13 @@
 """Ranks and verdicts: against other libraries, and on studies whose outcome is planted."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import uqbench.report.sections.study as sections
-from uqbench.report.claims import CONTRADICTED, OPEN, SUPPORTED, verdicts
+from uqbench.report.claims import CLAIMS, CONTRADICTED, OPEN, RULES, SUPPORTED, verdicts
 from uqbench.report.statistics.contrasts import IN, OUT, SIMULATION, Study, worth
 from uqbench.report.statistics.metrics import BARRIER, FORCE_MAE, MISCALIBRATION_RAW, PRINCIPAL
 from uqbench.report.statistics.metrics import SPEARMAN as SPEARMAN_OF_FORCES
@@ -103,6 +105,12 @@ def test_mve_good_in_domain_only():
     assert verdict_of(study({("mve", *SPEARMAN): 0.2}))["C3"] == CONTRADICTED, "good out of domain too"
     assert verdict_of(study({("mve", *SPEARMAN): -0.2}))["C3"] == CONTRADICTED, "bad in domain"
     assert verdict_of(study({("mve", *SPEARMAN, "in"): 0.2}, domains=("in",)))["C3"] == OPEN
+
+
+def test_what_claims_name_are_methods_that_there_are():
+    options = {path.stem for path in (Path(__file__).parents[2] / "conf" / "uq").glob("*.yaml")}
+    assert {name for claim in CLAIMS for name in (claim.method, *claim.rivals) if name} <= options
+    assert [claim.number for claim in CLAIMS] == list(RULES)
 
 
 def test_gmm_out_of_domain():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ TASK = ["command", "dataset", "subset", "split", "generation", "backbone", "sett
 METHOD = ["uq", "variant"]
 METRIC = ["target", "population", "metric"]
 BATCH = 100  # runs
+MOST = 8  # processes
 WORTH_A_PROCESS = 5  # batches that take as long to read as a process takes to start
 IN_DOMAIN = ("train", "validation", "test")
 
@@ -86,7 +87,7 @@ def find_runs(folders: Iterable[str | os.PathLike]) -> list[Path]:
 
 
 def by_task(rows: pd.DataFrame, keys: Sequence[str] = TASK) -> dict[tuple, pd.DataFrame]:
-    """Rows by their values of TASK, or of some of it, in the order of the first of each; empty for what is missing."""
+    """Rows by their values of TASK, or of some of it, in the order of the first of each; "" for what is missing."""
     groups = rows.groupby(list(keys), sort=False, dropna=False) if len(rows) else ()
     return {tuple("" if pd.isna(part) else part for part in task): group for task, group in groups}
 
@@ -96,9 +97,9 @@ def describe(task: Iterable[Any]) -> str:
     return ", ".join(str(value) for value in task if not pd.isna(value))
 
 
-def processes(items: Sequence[Any], *, worth: int) -> int:
+def processes(items: Collection, *, worth: int) -> int:
     """Number of processes for some items, where one takes as long to start as `worth` of them take."""
-    return max(min(joblib.cpu_count(), len(items) // worth, 8), 1)
+    return max(min(joblib.cpu_count(), len(items) // worth, MOST), 1)
 
 
 def read_samples(source: str) -> Samples:

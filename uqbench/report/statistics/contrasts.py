@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from uqbench.errors import DataError
+from uqbench.metrics.bootstrap import LEVEL
 from uqbench.report.load.runs import TASK, Samples, read_samples
 from uqbench.report.load.variants import method_name
 from uqbench.report.statistics import metrics
@@ -115,14 +116,14 @@ class Study:
             self._values[key] = {str(method): _values(cells, samples_of) for method, cells in by_method}
 
     def contrasts(self, pairs: Iterable[tuple[str, str]], wheres: Iterable[Where]) -> list[Contrast]:
-        """Compare pairs of methods, where both have values, at a level at which all of it holds together at 95 %."""
+        """Compare pairs of methods, where both have values, at a level at which all of it holds together at LEVEL."""
         wheres = list(wheres)
         comparisons = [
             (*pair, *where)
             for pair, where in itertools.product(pairs, wheres)
             if all(self._of(method, *where).values for method in pair)
         ]
-        level = 1 - (1 - 0.95) / max(len(comparisons), 1)  # Bonferroni's
+        level = 1 - (1 - LEVEL) / max(len(comparisons), 1)  # Bonferroni's
         contrasts = [self.contrast(*comparison, level) for comparison in comparisons]
         return [contrast for contrast in contrasts if contrast is not None]
 
