@@ -1,5 +1,7 @@
 """Errors that the command line turns into one line and an exit code."""
 
+from pathlib import Path
+
 
 class UqbenchError(Exception):
     """Base of all errors raised on purpose; the run failed although its input was accepted (exit code 1)."""
@@ -22,7 +24,14 @@ class DataError(UserError):
 
 
 class LockedError(UserError):
-    """A run directory that another process is using."""
+    """A run directory that another process is using.
+
+    folder: of the run.
+    """
+
+    def __init__(self, message: str, folder: Path | None = None) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 class CheckpointError(UserError):

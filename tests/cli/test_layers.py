@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import uqbench
 from uqbench.cli import main
 from uqbench.data.sources.quickstart import Quickstart
 from uqbench.errors import CheckpointError, DataError
-from uqbench.runs import run_dir
+from uqbench.runs import lock, run_dir
 from uqbench.runs.files import file_sha256
 
 DATA = ["dataset.n_train=60", "dataset.n_validation=20", "dataset.n_test=20", "dataset.block=20"]
@@ -147,3 +148,19 @@ def test_the_same_command_finds_a_run_of_an_earlier_version(uq, tmp_path, capsys
     assert main(["train", *SMALL, f"uq={uq}", f"outputs={outputs}"]) == 0
     assert "split test" in capsys.readouterr().out
     assert sorted(path.relative_to(outputs) for path in outputs.rglob("*") if path.name != ".lock") == before
+
+
+@pytest.mark.parametrize("made_for", ["layers", None])
+def test_a_plain_model_that_is_being_trained_for_layers_is_waited_for(damageable, made_for, capsys):
+    """As a job of the same sweep; one that somebody else trains for itself is not."""
+    command = ["train", *SMALL, "uq=deterministic", f"outputs={damageable}"]
+    path = run_of(damageable, "deterministic")
+    info = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps(info | {"status": "running", "made_for": made_for}))
+    held = lock.acquire(path)
+    release = threading.Timer(2.0, lambda: ((path / "run.json").write_text(json.dumps(info)), lock.release(held)))
+    release.start()
+    code = main(command)
+    release.join()
+    assert code == (0 if made_for else 2)
+    assert made_for or "is in use by" in capsys.readouterr().err

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from uqbench import config
 from uqbench.config import did_you_mean
 from uqbench.data.sources import OUT_OF_DOMAIN
-from uqbench.errors import ConfigError, DataError, LockedError
+from uqbench.errors import ConfigError, DataError, LockedError, UserError
 from uqbench.runs import metrics_table, run_dir
 from uqbench.runs.evaluation import (
     dataset_of_run,
@@ -62,14 +64,24 @@ class Experiment:
 
         made_for: what a model is needed for that nobody has asked for itself.
         """
-        with open_run(self.cfg, "train", self.labels) as run:
-            if not run.done:
-                if made_for and not run.resumed:
-                    run.info[MADE_FOR] = made_for
-                self._make(run, None)
-            if not made_for and run.info.get(MADE_FOR):
-                run.update(**{MADE_FOR: None})
-        return run
+        told = False
+        while True:
+            try:
+                with open_run(self.cfg, "train", self.labels) as run:
+                    if not run.done:
+                        if made_for and not run.resumed:
+                            run.info[MADE_FOR] = made_for
+                        self._make(run, None)
+                    if not made_for and run.info.get(MADE_FOR):
+                        run.update(**{MADE_FOR: None})
+                return run
+            except LockedError as error:  # a layer of the same sweep has it trained
+                if not made_for and not _is_made_for_layers(error.folder):
+                    raise
+                if not told:
+                    log.warning("waiting for the model: %s", error)
+                told = True
+                time.sleep(WAIT_S)
 
     def fit(self, run: RunDir, model: Run, structures: Structures, splits: Splits) -> None:
         """Fit a layer on a finished model, calibrate and score it, in an open run, and finish that.
@@ -182,15 +194,7 @@ class Experiment:
 
         cfg = plain(self.cfg)
         cfg.evaluations = {}
-        experiment, told = Experiment(cfg, self.choices | {"uq": PLAIN}, self.dataset), False
-        while True:
-            try:
-                return experiment.train(made_for="layers")
-            except LockedError as error:  # another layer of a sweep is training it
-                if not told:
-                    log.warning("waiting for the model: %s", error)
-                told = True
-                time.sleep(WAIT_S)
+        return Experiment(cfg, self.choices | {"uq": PLAIN}, self.dataset).train(made_for="layers")
 
     def _train(self, run: RunDir, method: Method, parts: Mapping[str, Structures], settings: Any) -> None:
         from uqbench.runs.checkpoints import seconds_trained
@@ -388,6 +392,15 @@ def wanted_evaluations(cfg: DictConfig, splits: Mapping[str, Collection]) -> dic
 def complete(run: Run, cfg: DictConfig) -> bool:
     """Return whether a finished training is all that its command asks for: no evaluation follows, and it is listed."""
     return not wanted_evaluations(cfg, run.read_json("splits.json")) and not run.info.get(MADE_FOR)
+
+
+def _is_made_for_layers(folder: Path) -> bool:
+    """Whether the run that another process is making there is the model of layers; its record follows its lock."""
+    for _ in range(5):
+        with contextlib.suppress(UserError):
+            return bool(run_dir.record(folder).get(MADE_FOR))
+        time.sleep(WAIT_S)
+    return False
 
 
 def _record_splits(run: RunDir, splits: Splits) -> None:

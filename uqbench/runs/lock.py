@@ -56,7 +56,7 @@ def acquire(folder: Path) -> int:
         except BlockingIOError as error:
             owner = _owner(descriptor)
             os.close(descriptor)
-            raise LockedError(f"{folder} is in use by {owner}; wait for it or choose another seed") from error
+            raise LockedError(f"{folder} is in use by {owner}; wait for it or choose another seed", folder) from error
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 os.close(descriptor)
@@ -64,7 +64,8 @@ def acquire(folder: Path) -> int:
             if _lives(_signature(descriptor)):
                 owner = _owner(descriptor)
                 os.close(descriptor)
-                raise LockedError(f"{folder} is in use by {owner}; if that is gone, delete {folder / LOCK}") from error
+                message = f"{folder} is in use by {owner}; if that is gone, delete {folder / LOCK}"
+                raise LockedError(message, folder) from error
             warning = f"uqbench: warning: {folder} is on a file system without locks; never start one run twice there"
             print(warning, file=sys.stderr)
         with contextlib.suppress(FileNotFoundError):

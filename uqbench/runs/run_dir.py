@@ -291,6 +291,11 @@ def read(path: str | os.PathLike) -> Run:
     return run
 
 
+def record(path: Path) -> dict[str, Any]:
+    """Return what run.json says of a run, whatever its state; raises DataError where there is none or it is damaged."""
+    return _read_info(path)
+
+
 def find_done(config: DictConfig) -> Run | None:
     """The finished run that a command's config names, under whichever labels; or None."""
     fingerprint = digest(config)
