@@ -18,7 +18,7 @@ SERVER = """
 import atexit, gc, json, os, resource, sys
 import ase.io, lightning.fabric, matplotlib.backends.backend_agg, pandas, pyarrow.parquet, sklearn.mixture, torch
 import uqbench.active.learning, uqbench.cli.commands, uqbench.evaluations.metrics, uqbench.evaluations.neb
-import uqbench.runs.experiment, uqbench.report.report
+import uqbench.report.render.files, uqbench.report.sections.study, uqbench.runs.experiment
 from uqbench.cli import main
 
 gc.freeze()

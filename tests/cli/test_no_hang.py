@@ -11,6 +11,7 @@ from helpers import bomb
 
 from uqbench.errors import ConfigError
 from uqbench.runs import lock
+from uqbench.runs.files import file_sha256
 
 SECONDS = 5  # of CPU, without imports: other processes on the same cores do not count
 WALL = 120.0  # s, for what would wait and not compute
@@ -121,7 +122,7 @@ def test_a_config_of_a_run_that_would_take_for_ever(within_time, finished, comma
     with open(path, "a") as file:
         file.write(text)
     info = json.loads((path.parent / "run.json").read_text())
-    info["files"]["config.yaml"] = path.stat().st_size
+    info["files"]["config.yaml"], info["sha256"]["config.yaml"] = path.stat().st_size, file_sha256(path)
     (path.parent / "run.json").write_text(json.dumps(info))
     place = f"run={path.parent}" if command == "evaluate" else f"runs={path.parent}"
     code, err = within_time([command, place])

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from uqbench import config
 from uqbench.config.annotations import describe, is_plain, json_schema, matches
+from uqbench.config.slots import target_nodes
 from uqbench.errors import ConfigError
 
 CONF = config.conf_dir()
@@ -44,11 +45,10 @@ def numeric(schema: Mapping[str, Any]) -> bool:
     )
 
 
-def arguments(path) -> tuple[DictConfig, dict[str, Any]]:
-    """The node of an option, and the annotations of its plain arguments."""
-    node = OmegaConf.load(path)
+def arguments(node: DictConfig) -> dict[str, Any]:
+    """The annotations of the plain arguments of a node."""
     _, hints, _ = config.signature(config.locate(node._target_))
-    return node, {key: kind for key, kind in hints.items() if key in node and is_plain(kind)}
+    return {key: kind for key, kind in hints.items() if key in node and is_plain(kind)}
 
 
 def label(path) -> str:
@@ -57,27 +57,34 @@ def label(path) -> str:
 
 @pytest.mark.parametrize("path", OPTIONS, ids=label)
 def test_every_number_has_a_range(path):
-    _, kinds = arguments(path)
-    schemas = {key: json_schema(kind) for key, kind in kinds.items() if key not in FREE}
-    assert [key for key, schema in schemas.items() if numeric(schema) and not any(True for _ in outside(schema))] == []
+    for inner, node in target_nodes(OmegaConf.load(path)):
+        schemas = {key: json_schema(kind) for key, kind in arguments(node).items() if key not in FREE}
+        free = [key for key, schema in schemas.items() if numeric(schema) and not any(True for _ in outside(schema))]
+        assert free == [], inner
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=label)
 def test_values_outside_are_all_named_at_once_with_what_is_allowed(path):
-    node, kinds = arguments(path)
-    group, wrong = path.parent.name, {}
-    for key, kind in kinds.items():
-        values = [value for value in outside(json_schema(kind)) if not matches(value, kind)]
-        wrong |= {key: values[-1]} if values else {}
+    group, expected = path.parent.name, []
     # Neither interpolations nor what users give can be resolved without the rest of the config.
-    given = {key: value for key, value in OmegaConf.to_container(node).items() if key != "defaults"}
-    given |= {key: "x" for key, value in given.items() if isinstance(value, str) and value.startswith(("?", "$"))}
+    node = OmegaConf.create(
+        {key: value for key, value in OmegaConf.to_container(OmegaConf.load(path)).items() if key != "defaults"}
+    )
+    for inner, part in list(target_nodes(node)):
+        for key, value in part.items_ex(resolve=False):
+            if isinstance(value, str) and value.startswith(("?", "$")):
+                part[key] = "x"
+        for key, kind in arguments(part).items():
+            values = [value for value in outside(json_schema(kind)) if not matches(value, kind)]
+            if values:
+                part[key] = values[-1]
+                name = ".".join(filter(None, [group, inner, key]))
+                expected.append(f"{name}: expected {describe(kind)}, got {values[-1]!r}")
     lines = []
-    if wrong:
+    if expected:
         with pytest.raises(ConfigError) as caught:
-            config.build(OmegaConf.create({group: given | wrong})[group])
+            config.build(OmegaConf.create({group: node})[group])
         lines = str(caught.value).splitlines()
-    expected = [f"{group}.{key}: expected {describe(kinds[key])}, got {value!r}" for key, value in wrong.items()]
     assert sorted(lines) == sorted(expected)
 
 

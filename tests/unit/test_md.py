@@ -1,5 +1,7 @@
 """Langevin dynamics of many replicas: exact distributions, independence, neighbour lists, explosions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -480,31 +482,21 @@ def test_a_protocol_counts_whole_steps():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"timestep_fs": 0.0}, "protocol.timestep_fs: must be > 0, got 0.0"),
-        ({"timestep_fs": float("nan")}, "protocol.timestep_fs: must be > 0, got nan"),
-        ({"duration_ps": float("inf")}, "protocol.duration_ps: must be > 0, got inf"),
-        ({"skin": -1.0}, "protocol.skin: must be > 0, got -1.0"),
-        ({"friction_per_ps": -0.1}, "protocol.friction_per_ps: must be >= 0, got -0.1"),
-        ({"equilibration_ps": -0.1}, "protocol.equilibration_ps: must be >= 0, got -0.1"),
-        ({"record_every": 0}, "protocol.record_every: must be >= 1, got 0"),
-        ({"batch_size": 0}, "protocol.batch_size: must be >= 1, got 0"),
-        ({"record_every": 201}, "protocol.duration_ps: 0.1 ps are 200 steps of 0.5 fs, fewer than record_every (201)"),
+        ({"record_every": 201}, "duration_ps: 0.1 ps are 200 steps of 0.5 fs, fewer than record_every (201)"),
         (
             {"equilibration_ps": 0.1},
-            "protocol.equilibration_ps: 0.1 ps of 0.1 ps leave no frame to analyse, one in 1 steps of 0.5 fs",
+            "equilibration_ps: 0.1 ps of 0.1 ps leave no frame to analyse, one in 1 steps of 0.5 fs",
         ),
     ],
 )
 def test_protocols_that_make_no_sense_are_refused(change, message):
-    with pytest.raises(ConfigError) as error:
-        protocol_of(**change)
-    assert str(error.value) == message
+    assert list(Protocol.contradictions(**dataclasses.asdict(protocol_of(**change)))) == [message]
 
 
 def test_equilibration_may_last_until_the_last_record():
     assert protocol_of(equilibration_ps=0.0994, record_every=100).analyses(200)
-    with pytest.raises(ConfigError, match="protocol.equilibration_ps"):
-        protocol_of(equilibration_ps=0.08, record_every=150)  # 160 steps, and the last record is that of 150
+    late = protocol_of(equilibration_ps=0.08, record_every=150)  # 160 steps, and the last record is that of 150
+    assert "equilibration_ps" in next(Protocol.contradictions(**dataclasses.asdict(late)))
 
 
 def test_replicas_are_simulated_in_batches_of_the_protocol():
@@ -643,16 +635,12 @@ def test_starts_outside_of_the_limits_are_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"min_distance": 0.0}, "protocol.limits.min_distance"),
-        ({"max_distance": 0.5}, "protocol.limits.max_distance"),
-        ({"bond_tolerance": 0.0}, "protocol.limits.bond_tolerance"),
-        ({"bond_stretch": 1.2}, "protocol.limits.bond_stretch"),
-        ({"kinetic_alarm": 0.0}, "protocol.limits.kinetic_alarm"),
-        ({"kinetic_alarm": 0.5}, "protocol.limits.kinetic_alarm"),
-        ({"kinetic_excess": 0.5}, "protocol.limits.kinetic_excess"),
+        ({"max_distance": 0.5}, "max_distance: expected a number > min_distance (0.75 Å) or null, got 0.5"),
+        ({"bond_stretch": 1.2}, "bond_stretch: expected a number > bond_tolerance (1.25)"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(change, message):
     sound = {"min_distance": 0.75, "max_distance": 2.25, "bond_tolerance": 1.25, "bond_stretch": 1.5}
-    with pytest.raises(ConfigError, match=message):
-        Limits(**{**sound, "kinetic_alarm": 1e-12, "kinetic_excess": 1.0, **change})
+    assert list(Limits.contradictions(**sound)) == []
+    [line] = Limits.contradictions(**sound | change)
+    assert line.startswith(message)

@@ -25,7 +25,7 @@ from uqbench.figures import dynamics as figures
 from uqbench.inference.calibration import Calibration
 from uqbench.inference.trained_model import TrainedModel
 from uqbench.md import outcome
-from uqbench.report import reading
+from uqbench.report.load.run import read_run
 from uqbench.runs import experiment, run_dir
 from uqbench.runs.metrics_table import write_metrics
 from uqbench.runs.run_dir import RunDir
@@ -408,6 +408,6 @@ def test_tables_of_an_evaluation_with_the_former_keys_can_be_read(carbon, tmp_pa
         run.update(labels=LABELS)
         run.finish()
     config.require_slots(run_dir.read(run.path).config)
-    record, table = reading.read(run.path)
+    record, table = read_run(run.path)
     assert record.settings["evaluation.duration_ps"] == 1 and table.num_rows == len(rows)
     assert len(pd.read_parquet(run.path / "md.parquet"))
