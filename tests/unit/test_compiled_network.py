@@ -285,6 +285,23 @@ def test_a_network_of_the_same_sizes_that_computes_something_else_is_not_taken_f
     assert other._network(batch) is None
 
 
+def test_a_hook_on_all_modules_takes_part(ethanol):
+    batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
+    model = build("painn", ethanol).double()
+    plain = model(batch).energy
+
+    def double(module, inputs, output):
+        return 2 * output if module is model.backbone else None
+
+    handle = torch.nn.modules.module.register_module_forward_hook(double)
+    try:
+        hooked = model(batch).energy
+    finally:
+        handle.remove()
+    assert not torch.allclose(hooked, plain, rtol=1e-9)
+    torch.testing.assert_close(model(batch).energy, plain)
+
+
 def test_networks_that_differ_in_a_flag_alone_are_verified_apart(ethanol):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     first, second, third = (build("painn", ethanol).double() for _ in range(3))

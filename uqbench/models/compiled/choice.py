@@ -40,14 +40,14 @@ def use(mode: str) -> str:
 
 def chosen(reference: Form, like: Tensor) -> Form:
     """Return the form's body for tensors of this device and dtype, given the one in torch."""
-    if _mode == "torch" or like.device.type != "cpu" or like.dtype not in NAMES:
+    if _mode == "torch" or not like.is_cpu or like.dtype not in NAMES:
         return reference
     return _checked(reference)
 
 
 def compiled(like: Tensor) -> ctypes.CDLL | None:
     """Return the library for tensors of this device and dtype; None where torch is to be taken."""
-    if _mode == "torch" or like.device.type != "cpu" or like.dtype not in NAMES or _bodies()[1]:
+    if _mode == "torch" or not like.is_cpu or like.dtype not in NAMES or _bodies()[1]:
         return None
     return library()
 

@@ -10,6 +10,7 @@ from itertools import chain
 from operator import attrgetter
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from uqbench.models.compiled.activation import ACTIVATIONS
 
@@ -19,8 +20,11 @@ MARK = "repeated_by_compiled_code"
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 _PLAIN = (bool, int, float, str, type(None))
 _OF_TORCH = frozenset(nn.Module().__dict__)
-_HOOKS = tuple(name for name in sorted(_OF_TORCH) if name.endswith("_hooks"))
+# The four kinds of hooks that take part when a module is called; those of state dicts do not.
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 hooks_of = attrgetter(*_HOOKS)
+# The same of all modules at once. torch has no public way to ask for them.
+_global_hooks = [getattr(torch_module, f"_global{name}") for name in _HOOKS]
 _functions = {function: name for name, function in ACTIVATIONS.items()}
 
 
@@ -33,7 +37,7 @@ class Computation:
 
     def __init__(self, module: nn.Module, ignored: frozenset[str]) -> None:
         self.description = description(module, ignored)
-        self._hooks = [hooks for one in module.modules() for hooks in hooks_of(one)]
+        self._hooks = _global_hooks + [hooks for one in module.modules() for hooks in hooks_of(one)]
 
     @property
     def known(self) -> bool:

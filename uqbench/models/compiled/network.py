@@ -157,11 +157,11 @@ class CompiledNetwork:
     def __call__(self, batch: Batch, *, virials: bool) -> NetworkOutput | None:
         """Evaluate a batch on the CPU, in this network's dtype; None where it has an element without a species."""
         arguments, alive = self._arguments(batch)
-        members, dtype, atoms = self._members, self.dtype, arguments.atoms
-        energy = torch.empty(members, len(batch), dtype=torch.float64)
+        members, dtype, atoms, systems = self._members, self.dtype, arguments.atoms, arguments.systems
+        energy = torch.empty(members, systems, dtype=torch.float64)
         latents = torch.empty(members, atoms, self.sizes.channels, dtype=dtype)
         forces = torch.empty(members, atoms, 3, dtype=dtype)
-        strained = torch.empty(members, len(batch), 3, 3, dtype=dtype) if virials else None
+        strained = torch.empty(members, systems, 3, 3, dtype=dtype) if virials else None
         heads = [torch.empty(members, atoms, channels, dtype=dtype) for channels in self.sizes.heads]
         results = (c_void_p * len(heads))(*[head.data_ptr() for head in heads])
         arguments.energies, arguments.latents = energy.data_ptr(), latents.data_ptr()
