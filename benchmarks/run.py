@@ -32,10 +32,8 @@ def operations(race: Race, mode: str) -> float:
     """Return the floating-point operations of one call of ours: all that its matrix products in plain torch need."""
     if race.flops is not None:
         return race.flops
-    compiled.use("torch")
-    with FlopCounterMode(display=False) as counter:
+    with compiled.using("torch"), FlopCounterMode(display=False) as counter:
         race.ours()
-    compiled.use(mode)
     return counter.get_total_flops()
 
 

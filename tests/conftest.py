@@ -1,5 +1,6 @@
 """Data that many tests share; and how the cores are shared between the processes that run them."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -43,6 +44,20 @@ def without_figures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("uqbench.evaluations.metrics.render", lambda drawings: {})
         yield
+
+
+@pytest.fixture
+def kernels(request):
+    """Computes the test with these kernels, a parameter of the test; skips where they are not to be had."""
+    from uqbench.errors import ConfigError
+    from uqbench.models import compiled
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(compiled.using(request.param))
+        except ConfigError as reason:
+            pytest.skip(str(reason))
+        yield request.param
 
 
 @pytest.fixture

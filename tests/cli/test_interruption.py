@@ -18,7 +18,7 @@ COMMAND = [
 
 
 def test_sigterm_and_sigusr1_cost_no_step(tmp_path, monkeypatch, capsys, without_figures):
-    original, steps = loop._check_finite, []
+    original, steps = loop.check_finite, []
 
     def signalling(*arguments):
         original(*arguments)
@@ -27,7 +27,7 @@ def test_sigterm_and_sigusr1_cost_no_step(tmp_path, monkeypatch, capsys, without
             os.kill(os.getpid(), signals[len(steps)])
 
     signals = {13: signal.SIGTERM, 17: signal.SIGUSR1}  # within the second epoch of ten steps each
-    monkeypatch.setattr(loop, "_check_finite", signalling)
+    monkeypatch.setattr(loop, "check_finite", signalling)
     for launches, done in enumerate(signals, start=1):
         assert main([*COMMAND, f"outputs={tmp_path / 'cut'}"]) == 130
         assert capsys.readouterr().err.endswith("uqbench: interrupted; the same command goes on from here\n")

@@ -1,5 +1,6 @@
 """The compiled network against autograd through the plain one."""
 
+import contextlib
 import copy
 import dataclasses
 import pickle
@@ -12,7 +13,7 @@ from uqbench.data.graph import GraphSet
 from uqbench.errors import ConfigError, DataError
 from uqbench.models import compiled
 from uqbench.models.blocks import MLP, Initialiser
-from uqbench.models.compiled import choice, network, potential
+from uqbench.models.compiled import network, potential
 from uqbench.models.compiled.potential import CompiledPotential, compile
 from uqbench.models.compiled.verification import Verification
 from uqbench.models.normalisation import Normalisation
@@ -28,13 +29,14 @@ FORCES = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 @pytest.fixture(autouse=True)
 def native(monkeypatch):
-    monkeypatch.setattr(choice, "_mode", choice._mode)
-    for known in ("_results", "_gradients"):
+    for known in ("verified_results", "verified_gradients"):
         monkeypatch.setattr(potential, known, copy.deepcopy(getattr(potential, known)))
-    try:
-        compiled.use("native")
-    except ConfigError as reason:
-        pytest.skip(str(reason))
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(compiled.using("native"))
+        except ConfigError as reason:
+            pytest.skip(str(reason))
+        yield
 
 
 def build(kind, ethanol, members=None, *, features=24, layers=3, basis="bessel", activation="silu"):
@@ -62,11 +64,11 @@ def build(kind, ethanol, members=None, *, features=24, layers=3, basis="bessel",
 def outputs(model, batch, *, stress=False):
     """What the compiled network and what autograd give; the former counts as verified."""
     compiled.use("native")
-    compiled_network = model._network(batch)
-    potential._results.add(compiled_network)
+    compiled_network = model.compiled_network(batch)
+    potential.verified_results.add(compiled_network)
     found = model(batch, stress=stress)
     compiled.use("torch")
-    assert model._network(batch) is None
+    assert model.compiled_network(batch) is None
     return found, model(batch, stress=stress)
 
 
@@ -179,7 +181,7 @@ def test_whatever_changes_counts(change, ethanol):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
     before, _ = outputs(model, batch)
-    assert (compiled.use("native"), model._network(batch))[1] is model._network(batch)
+    assert (compiled.use("native"), model.compiled_network(batch))[1] is model.compiled_network(batch)
     change(model)
     found, expected = outputs(model, batch)
     equal(found, expected, 1e-12)
@@ -219,7 +221,7 @@ def test_a_compiled_network_that_is_off_is_not_used(what, ethanol, monkeypatch, 
         values = [1.01 * value for value in values] if what == "heads" else 1.01 * values
         return dataclasses.replace(found, **{what: values})
 
-    monkeypatch.setattr(potential, "_results", Verification("results"))
+    monkeypatch.setattr(potential, "verified_results", Verification("results"))
     monkeypatch.setattr(network.CompiledNetwork, "__call__", off)
     for _ in range(2):
         equal(model(batch), expected, 1e-12)
@@ -272,7 +274,7 @@ def test_a_network_of_the_same_sizes_that_computes_something_else_is_not_taken_f
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     plain, other = (build("painn", ethanol).double().train(training) for _ in range(2))
     verified_gradients(plain, batch)
-    assert other._network(batch) is not None, "the plain network is compiled"
+    assert other.compiled_network(batch) is not None, "the plain network is compiled"
     change(other.train(training))
     torch.manual_seed(0)
     found = other(batch, create_graph=training)
@@ -282,7 +284,7 @@ def test_a_network_of_the_same_sizes_that_computes_something_else_is_not_taken_f
     assert not torch.allclose(expected.energy, plain(batch).energy, rtol=1e-9) or change is another_child
     torch.testing.assert_close(found.forces, expected.forces, rtol=1e-9, atol=1e-9)
     compiled.use("native")
-    assert other._network(batch) is None
+    assert other.compiled_network(batch) is None
 
 
 def test_a_hook_on_all_modules_takes_part(ethanol):
@@ -306,7 +308,7 @@ def test_networks_that_differ_in_a_flag_alone_are_verified_apart(ethanol):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     first, second, third = (build("painn", ethanol).double() for _ in range(3))
     second.backbone.basis.cutoff = 3.9  # of the envelope alone, which no size tells
-    keys = [model._network(batch).key for model in (first, second, third)]
+    keys = [model.compiled_network(batch).key for model in (first, second, third)]
     assert keys[0] == keys[2] != keys[1]
 
 
@@ -356,9 +358,9 @@ def gradients(model, batch, mode, *, order=1):
 
 def verified_gradients(model, batch):
     compiled.use("native")
-    compiled_network = model._network(batch, gradient=True)
+    compiled_network = model.compiled_network(batch, gradient=True)
     assert compiled_network is not None
-    potential._gradients.add(compiled_network)
+    potential.verified_gradients.add(compiled_network)
 
 
 def same(found, expected, tolerance):
@@ -471,20 +473,20 @@ def test_a_compiled_gradient_that_is_off_is_not_used(ethanol, monkeypatch, caplo
         by_positions, by_weights = exact(self, *arguments, **keywords)
         return by_positions, [1.1 * one for one in by_weights]
 
-    for name, what in (("_results", "results"), ("_gradients", "gradients")):
+    for name, what in (("verified_results", "results"), ("verified_gradients", "gradients")):
         monkeypatch.setattr(potential, name, Verification(what))
     monkeypatch.setattr(network.CompiledNetwork, "gradient", off)
     for _ in range(2):
         same(gradients(model, batch, "native"), expected, 1e-11)
     assert len(caplog.messages) == 1 and "gradients of the compiled network are off by" in caplog.text
     # Its results are not off.
-    assert model._network(batch) is not None
+    assert model.compiled_network(batch) is not None
 
 
 def test_a_compiled_gradient_is_used_once_it_is_verified(ethanol, monkeypatch):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("painn", ethanol).double()
-    monkeypatch.setattr(potential, "_gradients", Verification("gradients"))
+    monkeypatch.setattr(potential, "verified_gradients", Verification("gradients"))
     first = gradients(model, batch, "native")
     monkeypatch.setattr(Potential, "forward", None)
     assert all(torch.equal(a, b) for a, b in zip(first, gradients(model, batch, "native"), strict=True))
@@ -505,7 +507,7 @@ def test_gradients_of_other_networks_are_left_to_autograd(ethanol, monkeypatch):
     monkeypatch.setattr(network, "DIFFERENTIABLE", ("painn",))
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     model = build("schnet", ethanol).double()
-    assert model._network(batch) is not None and model._network(batch, gradient=True) is None
+    assert model.compiled_network(batch) is not None and model.compiled_network(batch, gradient=True) is None
     assert model(batch, create_graph=True).forces.requires_grad
 
 
@@ -528,7 +530,7 @@ def test_a_compiled_potential_shares_everything_with_the_plain_one(ethanol):
     batch = GraphSet(ethanol[:1], 4.0, dtype=torch.float64).batch([0])
     outputs(model.eval(), batch)
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert copied._compiled is None and copied.backbone is not model.backbone
+        assert copied.backbone is not model.backbone
         equal(*outputs(copied, batch), 1e-12)
     first.load_state_dict(model.state_dict())
 

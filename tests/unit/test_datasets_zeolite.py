@@ -214,6 +214,6 @@ def test_a_strain_or_a_shift_is_no_displacement():
     for atoms in frames:
         atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((6, 3)))
     structures = Structures.from_atoms(frames, origin="test")
-    found = zeolite._distance(structures, np.arange(4), np.array([0]))
+    found = zeolite.distance_to(structures, np.arange(4), np.array([0]))
     # One atom of six moved: sqrt(d² / 6 - (d / 6)²).
     np.testing.assert_allclose(found, [0, 0, 0, 0.6 * np.sqrt(1 / 6 - 1 / 36)], atol=1e-12)

@@ -62,7 +62,7 @@ def test_the_information_criterion_finds_the_number_of_components(ethanol, true)
     generator = np.random.default_rng(0)
     centres = 20 * generator.normal(size=(true, 4))
     points = centres[generator.integers(true, size=600)] + generator.normal(size=(600, 4))
-    assert method._fit(points, 0, seed=0).n_components == true
+    assert method.fit_mixture(points, 0, seed=0).n_components == true
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import shutil
+import subprocess
 import tempfile
 
 import numpy as np
@@ -27,7 +28,7 @@ REFERENCES = {"painn": PAINN, "painn_first": PAINN, "schnet": SCHNET, "mix": MIX
 
 @pytest.fixture(scope="module")
 def native():
-    bodies, reason = choice._bodies()
+    bodies, reason = choice.native_forms()
     if reason:
         pytest.skip(reason)
     return bodies
@@ -36,12 +37,10 @@ def native():
 @pytest.fixture
 def fresh(monkeypatch):
     """No library is loaded yet; afterwards everything is as it was."""
-    monkeypatch.setattr(choice, "_mode", choice._mode)
-    for cached in (build.library, choice._bodies, choice._checked):
-        cached.cache_clear()
+    monkeypatch.setattr(choice, "current", choice.current)
+    choice.reset()
     yield
-    for cached in (build.library, choice._bodies, choice._checked):
-        cached.cache_clear()
+    choice.reset()
 
 
 def draw(kind, channels, dtype, members=2, atoms=ATOMS, pairs=PAIRS):
@@ -199,7 +198,7 @@ def test_a_library_that_cannot_be_loaded_is_named(fresh, monkeypatch, tmp_path, 
     monkeypatch.setenv("UQBENCH_CACHE", str(tmp_path))
     (tmp_path / "kernels").mkdir()
     try:
-        damaged = tmp_path / "kernels" / f"{build._key(build._compiler())}.so"
+        damaged = build.library_path()
     except build.NoKernels as reason:
         pytest.skip(str(reason))
     damaged.write_bytes(b"half of it")
@@ -222,18 +221,18 @@ def trap(fresh, monkeypatch, tmp_path):
     (cache / "kernels").mkdir(parents=True)
     for folder in (cache, cache / "kernels"):
         folder.chmod(0o755)
+    monkeypatch.setenv("UQBENCH_CACHE", str(cache))
     try:
-        target = cache / "kernels" / f"{build._key(build._compiler())}.so"
+        target = build.library_path()
     except build.NoKernels as reason:
         pytest.skip(str(reason))
     source = tmp_path / "trap.cpp"
     source.write_text(TRAP)
-    build._run([build._compiler(), "-shared", "-fPIC", str(source), "-o", str(target)])
+    subprocess.run([build.find_compiler(), "-shared", "-fPIC", source, "-o", target], check=True)
     target.chmod(0o755)
-    monkeypatch.setenv("UQBENCH_CACHE", str(cache))
     monkeypatch.setenv("TRAP", str(tmp_path / "trapped"))
     monkeypatch.setattr(build, "SOURCES", [source])  # what is built instead takes a second
-    monkeypatch.setattr(build, "_key", lambda _: target.stem)
+    monkeypatch.setattr(build, "library_path", lambda: target)
     return target, tmp_path / "trapped"
 
 

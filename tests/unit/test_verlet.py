@@ -52,13 +52,13 @@ def walk(atoms, steps=40, size=0.08):
 @pytest.fixture
 def searches(monkeypatch):
     """How often a list has been made."""
-    made, search = [], VerletList._search
+    made, search = [], VerletList.search
 
     def counted(self, coordinates, systems=None):
         made.append(len(coordinates.positions))
         search(self, coordinates, systems)
 
-    monkeypatch.setattr(VerletList, "_search", counted)
+    monkeypatch.setattr(VerletList, "search", counted)
     return made
 
 

@@ -112,9 +112,9 @@ class VerletList:
 
     def __init__(self, cutoff: float, coordinates: Coordinates, *, skin: float, ordered: bool = False) -> None:
         self.cutoff, self.skin, self.ordered = cutoff, skin, ordered
-        self._search(coordinates)
+        self.search(coordinates)
 
-    def _search(self, coordinates: Coordinates, systems: Tensor | None = None) -> None:
+    def search(self, coordinates: Coordinates, systems: Tensor | None = None) -> None:
         """List the pairs of these systems, or of all, anew."""
         pairs = pairs_within(self.cutoff + self.skin, coordinates, systems, ordered=self.ordered)
         searched_at = coordinates.positions.clone()
@@ -145,7 +145,7 @@ class VerletList:
                 stale &= torch.zeros_like(stale).index_fill(0, self._searched.system[moved], True)
                 if stale.any():
                     systems = None if stale.all() else stale.nonzero().squeeze(-1)
-                    self._search(dataclasses.replace(self._searched, positions=positions), systems)
+                    self.search(dataclasses.replace(self._searched, positions=positions), systems)
         distances = self._listed.distances(positions)
         if len(distances) == 0 or distances.max().item() < self.cutoff:
             return self._listed, distances

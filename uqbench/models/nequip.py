@@ -107,17 +107,17 @@ class NequIP(Backbone):
     def forward(self, geometry: Geometry) -> Tensor:
         """Return the latent features of each atom, ([members,] N, features)."""
         if self.members is None:
-            return self.network(_graph(geometry, geometry.distances, geometry.directions))["node_features"]
+            return self.network(nequip_graph(geometry, geometry.distances, geometry.directions))["node_features"]
         parameters = {name: stacked.unbind(0) for name, stacked in self.network.named_parameters()}
         latents = []
         for m in range(self.members):
-            graph = _graph(geometry, geometry.distances[m], geometry.directions[m])
+            graph = nequip_graph(geometry, geometry.distances[m], geometry.directions[m])
             parameters_of_member = {name: slices[m] for name, slices in parameters.items()}
             latents.append(functional_call(self.network, parameters_of_member, (graph,))["node_features"])
         return torch.stack(latents)
 
 
-def _graph(geometry: Geometry, distances: Tensor, directions: Tensor) -> dict[str, Tensor]:
+def nequip_graph(geometry: Geometry, distances: Tensor, directions: Tensor) -> dict[str, Tensor]:
     """Return one member's geometry in nequip's terms, every pair as two edges.
 
     Its edges point from the destination edge_index[0], which sums the messages, to the source edge_index[1].

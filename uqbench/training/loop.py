@@ -104,7 +104,7 @@ def _train(
             fabric.backward(loss * fabric.world_size)
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
-            _check_finite(loss, norm, state.epoch, settings)
+            check_finite(loss, norm, state.epoch, settings)
             if settings.gradient_clip is not None:
                 clip_members(parameters, method.potential.members, settings.gradient_clip, norm)
             optimizer.step()
@@ -227,7 +227,7 @@ def clip_members(parameters: Sequence[nn.Parameter], members: int | None, larges
         gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
 
-def _check_finite(loss: Tensor, norm: Tensor, epoch: int, settings: Training) -> None:
+def check_finite(loss: Tensor, norm: Tensor, epoch: int, settings: Training) -> None:
     for name, value in (("loss", loss), ("gradient", norm)):
         if not torch.isfinite(value):
             raise TrainingError(

@@ -70,9 +70,11 @@ class GMM(Layer):
         """Fit the mixtures to the latents of the training atoms; raises TrainingError where that is impossible."""
         latents, species = (tensor.numpy() for tensor in self.training_latents(training, batch_size))
         group = species if self.per_element else np.zeros_like(species)
-        self.mixtures.take_mixtures([self._fit(latents[group == g], g, seed) for g in range(self.mixtures.groups)])
+        self.mixtures.take_mixtures(
+            [self.fit_mixture(latents[group == g], g, seed) for g in range(self.mixtures.groups)]
+        )
 
-    def _fit(self, latents: np.ndarray, group: int, seed: int) -> GaussianMixture:
+    def fit_mixture(self, latents: np.ndarray, group: int, seed: int) -> GaussianMixture:
         from sklearn.mixture import GaussianMixture
 
         if not np.isfinite(latents).all():

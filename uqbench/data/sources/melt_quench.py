@@ -40,7 +40,7 @@ def glasses(recipes: Sequence[Recipe], folder: Path, workers: int) -> list[Path]
     is interrupted. Raises ConfigError when LAMMPS is missing or the folder cannot be written, DataError when a recipe
     makes no glass.
     """
-    paths = [folder / f"{_key(recipe)}.npz" for recipe in recipes]
+    paths = [folder / f"{cache_key(recipe)}.npz" for recipe in recipes]
     missing = {path: recipe for path, recipe in zip(paths, recipes, strict=True) if not path.exists()}
     if not missing:
         return paths
@@ -58,7 +58,7 @@ def glasses(recipes: Sequence[Recipe], folder: Path, workers: int) -> list[Path]
     return paths
 
 
-def _key(recipe: Recipe) -> str:
+def cache_key(recipe: Recipe) -> str:
     content = {"format": FORMAT, "recipe": dataclasses.asdict(recipe), "lammps": provenance.version("lammps")}
     content |= {"potential": hashlib.sha256(potential_file(recipe.potential).read_bytes()).hexdigest()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
@@ -70,7 +70,7 @@ def _make(wanted: dict[Path, Recipe], workers: int) -> None:
     total = sum(recipe.total_steps() for recipe in wanted.values())
     display = Display(total, unit="step", name="melt and quench")
     with contextlib.closing(display), ThreadPoolExecutor(workers) as threads:
-        futures = [threads.submit(_one, path, recipe, running, taken) for path, recipe in wanted.items()]
+        futures = [threads.submit(simulate, path, recipe, running, taken) for path, recipe in wanted.items()]
         try:
             pending = set(futures)
             while pending:
@@ -107,7 +107,7 @@ class Running:
                 process.kill()
 
 
-def _one(path: Path, recipe: Recipe, running: Running, taken: dict[Path, int]) -> None:
+def simulate(path: Path, recipe: Recipe, running: Running, taken: dict[Path, int]) -> None:
     """Make one glass in a process that ends with this one however that ends; counts its steps in `taken`."""
     search = os.pathsep.join(entry for entry in sys.path if entry)
     # One thread: LAMMPS would sum forces in another order with several.

@@ -117,7 +117,7 @@ class Zeolite(Dataset):
             )
         chosen, order = order[:count], order[count:]
         if part not in ("train", OUT_OF_DOMAIN):
-            order = order[_distance(structures, order, chosen) >= self.apart]
+            order = order[distance_to(structures, order, chosen) >= self.apart]
         return chosen, order
 
     def _read(self, framework: str, root: Path | None) -> Structures:
@@ -147,7 +147,7 @@ class Zeolite(Dataset):
         return fetch(self.url.replace("<framework>", framework), MD5[framework], cached, advice)
 
 
-def _distance(structures: Structures, frames: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
+def distance_to(structures: Structures, frames: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return how near each of `frames` (F,) comes to any of `others`: root mean square displacement in Å, (F,).
 
     All are of one framework. Displacements are of nearest images, less their mean, as fractions of the cell times

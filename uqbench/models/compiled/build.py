@@ -46,8 +46,7 @@ def library() -> ctypes.CDLL:
     # The OpenMP library that comes with torch has to be there first: two of them get in each other's way.
     import torch  # noqa: F401
 
-    compiler = _compiler()
-    target = _folder() / f"{_key(compiler)}.so"
+    compiler, target = find_compiler(), library_path()
     # To load it is to run it. Its folder first: nothing is to be written where others can put links.
     weakness = _made(target.parent) or _built(compiler, target)
     if weakness is None:
@@ -55,6 +54,11 @@ def library() -> ctypes.CDLL:
     line = "building the kernels for this process alone: %s, so the code there may be somebody else's; "
     log.warning(line + "chmod go-w or delete it, or set the environment UQBENCH_CACHE", weakness)
     return _private(compiler, target.name)
+
+
+def library_path() -> Path:
+    """Return where the library of these sources, this compiler and this CPU is kept; raises NoKernels."""
+    return _folder() / f"{_key(find_compiler())}.so"
 
 
 def _private(compiler: str, name: str) -> ctypes.CDLL:
@@ -77,7 +81,8 @@ def _load(target: Path) -> ctypes.CDLL:
         raise NoKernels(f"{target} cannot be loaded ({error}); delete it to have it built again") from None
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
+    """Return the path of a C++ compiler, the one of the environment's CXX if that is set; raises NoKernels."""
     named = os.environ.get("CXX")
     for name in [named] if named else COMPILERS:
         path = shutil.which(name)

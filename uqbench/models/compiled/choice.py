@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ log = logging.getLogger(__name__)
 
 MODES = ("auto", "torch", "native")
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
-_mode = os.environ.get("UQBENCH_KERNELS", "auto")
+current = os.environ.get("UQBENCH_KERNELS", "auto")
 
 
 def use(mode: str) -> str:
@@ -28,32 +30,49 @@ def use(mode: str) -> str:
 
     auto: native where it can be built, else torch, with a line in the log. native: raises ConfigError where it cannot.
     """
-    global _mode
+    global current
     if mode not in MODES:
         raise ConfigError(f"kernels: '{mode}' is unknown; choose one of {', '.join(MODES)}")
-    _mode = mode
-    reason = None if mode == "torch" else _bodies()[1]
+    current = mode
+    reason = None if mode == "torch" else native_forms()[1]
     if mode == "native" and reason:
         raise ConfigError(f"kernels=native: {reason}; or take kernels=auto")
     return "torch" if mode == "torch" or reason else "native"
 
 
+@contextlib.contextmanager
+def using(mode: str) -> Iterator[str]:
+    """Choose the kernels of a block, as `use` does; afterwards those before are taken again."""
+    global current
+    before = current
+    try:
+        yield use(mode)
+    finally:
+        current = before
+
+
+def reset() -> None:
+    """Forget the library and what was found out about it, as after a change of the environment's CXX."""
+    for known in (library, native_forms, verified_form):
+        known.cache_clear()
+
+
 def chosen(reference: Form, like: Tensor) -> Form:
     """Return the form's body for tensors of this device and dtype, given the one in torch."""
-    if _mode == "torch" or not like.is_cpu or like.dtype not in NAMES:
+    if current == "torch" or not like.is_cpu or like.dtype not in NAMES:
         return reference
-    return _checked(reference)
+    return verified_form(reference)
 
 
 def compiled(like: Tensor) -> ctypes.CDLL | None:
     """Return the library for tensors of this device and dtype; None where torch is to be taken."""
-    if _mode == "torch" or not like.is_cpu or like.dtype not in NAMES or _bodies()[1]:
+    if current == "torch" or not like.is_cpu or like.dtype not in NAMES or native_forms()[1]:
         return None
     return library()
 
 
 @functools.cache
-def _bodies() -> tuple[dict[str, Form], str | None]:
+def native_forms() -> tuple[dict[str, Form], str | None]:
     """Native bodies by the form's name, and why there are none."""
     try:
         return forms(library()), None
@@ -63,8 +82,8 @@ def _bodies() -> tuple[dict[str, Form], str | None]:
 
 
 @functools.cache
-def _checked(reference: Form) -> Form:
-    body = _bodies()[0].get(reference.name, reference)
+def verified_form(reference: Form) -> Form:
+    body = native_forms()[0].get(reference.name, reference)
     for dtype, tolerance in TOLERANCE.items():
         error = kernel_error(body, reference, dtype)
         if not error < tolerance:

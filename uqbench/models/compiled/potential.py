@@ -17,7 +17,7 @@ from uqbench.models.compiled.verification import Verification, gradient_error, r
 from uqbench.models.potential import Output, Potential, per_volume
 
 # Compiled networks, and gradients of such, that were compared with autograd in this process.
-_results, _gradients = Verification("results"), Verification("gradients")
+verified_results, verified_gradients = Verification("results"), Verification("gradients")
 # Attributes of a compiled potential that are made anew whenever they are needed.
 CACHES = frozenset({"_compiled", "_computation"})
 
@@ -51,17 +51,17 @@ class CompiledPotential(Potential):
 
     def forward(self, batch: Batch, *, create_graph: bool = False, stress: bool = False) -> Output:
         """Evaluate a batch, as `Potential` does."""
-        network = None if create_graph and stress else self._network(batch, gradient=create_graph)
+        network = None if create_graph and stress else self.compiled_network(batch, gradient=create_graph)
         result = None if network is None else network(batch, virials=stress)
         if result is None:
             return super().forward(batch, create_graph=create_graph, stress=stress)
         require_apart(result.closest)
         output = self._differentiable(network, result, batch) if create_graph else self._output(result, batch)
-        if (_gradients if output.forces.requires_grad else _results).passed(network):
+        if (verified_gradients if output.forces.requires_grad else verified_results).passed(network):
             return output
         return self._verified(network, batch, output, super().forward(batch, create_graph=create_graph, stress=stress))
 
-    def _network(self, batch: Batch, *, gradient: bool = False) -> CompiledNetwork | None:
+    def compiled_network(self, batch: Batch, *, gradient: bool = False) -> CompiledNetwork | None:
         """Return the network with its present weights as compiled code; None where that is not to be had."""
         library = compiled(batch.positions)
         if self._computation is None:
@@ -74,9 +74,9 @@ class CompiledPotential(Potential):
                 return None
             self._compiled = Fingerprint(self), self._compile(library)
         network = self._compiled[1]
-        if network.dtype != batch.positions.dtype or _results.failed(network):
+        if network.dtype != batch.positions.dtype or verified_results.failed(network):
             return None
-        return None if gradient and (not network.differentiable or _gradients.failed(network)) else network
+        return None if gradient and (not network.differentiable or verified_gradients.failed(network)) else network
 
     def _compile(self, library: ctypes.CDLL) -> CompiledNetwork:
         backbone, (energy, *others) = self.backbone, self.heads.values()
@@ -126,12 +126,12 @@ class CompiledPotential(Potential):
             [expected.forces, expected.energy, *others],
             [forces, forces * len(batch.numbers), *(1 + float(other.detach().abs().max()) for other in others)],
         )
-        passed = _results.check(network, error)
+        passed = verified_results.check(network, error)
         if passed and output.forces.requires_grad:
             results = [(one.energy, one.forces, one.latents) for one in (output, expected)]
             weights = self.backbone.parameters(), self.heads["energy"].parameters()
             inputs = [x for x in (batch.positions, *chain(*weights)) if x.requires_grad]
-            passed = _gradients.check(network, gradient_error(*results, inputs))
+            passed = verified_gradients.check(network, gradient_error(*results, inputs))
         # The compiled one also this first time, or else the bits would depend on what ran before.
         return output if passed else expected
 
