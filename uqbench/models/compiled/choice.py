@@ -83,6 +83,7 @@ def native_forms() -> tuple[dict[str, Form], str | None]:
 
 @functools.cache
 def verified_form(reference: Form) -> Form:
+    """Return the native body of a form where it is there and agrees with the one in torch, else that one."""
     body = native_forms()[0].get(reference.name, reference)
     for dtype, tolerance in TOLERANCE.items():
         error = kernel_error(body, reference, dtype)
