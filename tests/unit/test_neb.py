@@ -7,9 +7,13 @@ import io
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import add_adsorbate, fcc111, molecule
 from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.io import write
+from ase.mep import NEB
+from ase.optimize import FIRE
 from helpers import CONF
 from omegaconf import OmegaConf
 from PIL import Image
@@ -262,6 +266,82 @@ def moved(atoms, shift):
     other = atoms.copy()
     other.positions[0] += shift
     return other
+
+
+def hop(*, held: bool):
+    """A copper atom goes from one hollow to the next; the bottom layer is strained, so that it would move if it could.
+
+    As on any file with constraints, ASE's reader gives them to the frames.
+    """
+    ends = []
+    for site in ("fcc", "hcp"):
+        slab = fcc111("Cu", (2, 2, 2), vacuum=8.0)
+        add_adsorbate(slab, "Cu", 2.0, site)
+        bottom = np.flatnonzero(slab.get_tags() == 2)
+        slab.positions[bottom[0], 2] -= 0.4
+        slab.info = {}
+        if held:
+            slab.set_constraint(FixAtoms(bottom))
+        ends.append(slab)
+    return ends
+
+
+def by_hand(ends):
+    """Barrier in eV of a band of three images, as in ASE's manual."""
+    ends = [atoms.copy() for atoms in ends]
+    for atoms in ends:
+        atoms.calc = EMT()
+        FIRE(atoms, logfile=None).run(fmax=0.02, steps=300)
+    images = [ends[0], ends[0].copy(), ends[1]]
+    images[1].calc = EMT()
+    band = NEB(images, climb=True, k=1.0, method="improvedtangent")
+    band.interpolate(mic=True, apply_constraint=False)
+    FIRE(band, logfile=None).run(fmax=0.02, steps=300)
+    return max(image.get_potential_energy() for image in images) - images[0].get_potential_energy()
+
+
+@pytest.mark.parametrize(("held", "interpolation"), [(True, "linear"), (True, "idpp"), (False, "linear")])
+def test_constraints_of_the_ends_hold_all_along_the_path(held, interpolation, tmp_path):
+    ends = hop(held=held)
+    write(tmp_path / "ends.traj", ends)
+    frames = frames_of(str(tmp_path / "ends.traj"), "unused")[1]
+    settings = {"images": 3, "interpolation": interpolation, "climb_below": 0.5, "optimizer": "FIRE", "fmax": 0.02}
+    path = find_path(frames, on(EMT), dataclasses.replace(SETTINGS, **settings))
+    assert path.problems == [] and path.fmax < 0.02
+    assert path.barriers()[0] == pytest.approx(by_hand(ends), abs=1e-3)
+    bottom = np.flatnonzero(ends[0].get_tags() == 2)
+    moves = [np.abs(image.positions - ends[0].positions)[bottom].max() for image in path.images]
+    assert max(moves) < 1e-12 if held else min(moves) > 0.01
+    assert all(len(image.constraints) == held for image in path.images)
+
+
+def test_a_molecule_with_fixed_atoms_is_not_turned(tmp_path):
+    start, end = ammonia_inversion()
+    for atoms in (start, end):
+        atoms.rotate(30, "x", center=(0, 0, 0))
+        atoms.set_constraint(FixAtoms([1]))
+    start.positions += end.positions[1] - start.positions[1]
+    write(tmp_path / "ends.traj", [start, end])
+    frames = frames_of(str(tmp_path / "ends.traj"), "unused")[1]
+    for given, read in zip((start, end), frames, strict=True):
+        np.testing.assert_array_equal(read.positions, given.positions)
+        assert read.constraints[0].index.tolist() == [1]
+
+
+def test_ends_with_other_constraints_are_refused(tmp_path):
+    def problem(change):
+        ends = hop(held=True)
+        change(ends[1])
+        write(tmp_path / "ends.traj", ends)
+        with pytest.raises(DataError) as caught:
+            frames_of(str(tmp_path / "ends.traj"), "unused")
+        return str(caught.value)
+
+    assert "frame 1 has other constraints (none) than frame 0 (FixAtoms)" in problem(lambda end: end.set_constraint())
+    assert "frame 1 has other constraints (FixAtoms)" in problem(lambda end: end.set_constraint(FixAtoms([0])))
+    assert "frame 1 fixes atom 1 0.3 Å from where frame 0 does" in problem(
+        lambda end: end.positions.__setitem__((1, 2), end.positions[1, 2] + 0.3)
+    )
 
 
 PERIODIC = Atoms("H", cell=[5, 5, 5], pbc=True)

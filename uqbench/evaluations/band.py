@@ -103,10 +103,11 @@ class Path:
 
 
 def find_path(frames: Sequence[Atoms], attach: Attach, settings: BandSettings) -> Path:
-    """Relax both ends, and the band between them.
+    """Relax both ends, and the band between them, under the constraints of the frames.
 
-    frames: at least two, aligned; further ones are on the way. What goes wrong on this surface is a problem of the
-    path, and no exception, unless the calculators cannot be used at all (ConfigError, OracleError).
+    frames: at least two, aligned, all with the same constraints; further ones are on the way. What goes wrong on this
+    surface is a problem of the path, and no exception, unless the calculators cannot be used at all (ConfigError,
+    OracleError).
     """
     ends = [frames[0].copy(), frames[-1].copy()]
     problems: list[str] = []
@@ -174,7 +175,8 @@ def _interpolated(frames: list[Atoms], settings: BandSettings) -> list[Atoms]:
     for image, x in zip(images, positions, strict=True):
         image.positions = x.reshape(-1, 3)
     if settings.interpolation == "idpp" and len(frames) == 2:
-        NEB(images, method="improvedtangent").interpolate("idpp", mic=bool(images[0].pbc.any()))
+        mic = bool(images[0].pbc.any())
+        NEB(images, method="improvedtangent").interpolate("idpp", mic=mic, apply_constraint=False)
     return images
 
 
@@ -189,5 +191,5 @@ def _closest(atoms: Atoms) -> float:
 
 
 def _broken(images: Sequence[Atoms], problems: list[str]) -> Path:
-    bare = [Atoms(a.numbers, a.positions, cell=a.cell, pbc=a.pbc) for a in images]
+    bare = [Atoms(a.numbers, a.positions, cell=a.cell, pbc=a.pbc, constraint=a.constraints) for a in images]
     return Path(bare, problems, float("nan"), False)

@@ -8,12 +8,17 @@ import numpy as np
 from ase import Atoms
 from ase.build import molecule
 from ase.build.rotate import rotation_matrix_from_points
+from ase.constraints import FixAtoms
+from ase.geometry import find_mic
+from ase.io.jsonio import encode
 
 from uqbench.data.readers import ase_frames
 from uqbench.errors import ConfigError, DataError
 
 # Å, of any atom: minima that were relaxed from two sides differ by what a soft mode leaves of the forces.
 SAME = 0.05
+# Å: how far apart two frames may hold a fixed atom, which a file gives with few digits.
+SAME_FIXED = 0.01
 
 REACTIONS = {}
 
@@ -58,9 +63,12 @@ def frames_of(path: str | None, name: str) -> tuple[str, list[Atoms]]:
 
 
 def laid_on(atoms: Atoms, target: Atoms) -> Atoms:
-    """Copy a molecule shifted and turned onto another, without mirroring; periodic frames stay where they are."""
-    moved = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    if not atoms.pbc.any():
+    """Copy a molecule shifted and turned onto another, without mirroring, and with its constraints.
+
+    Periodic frames stay where they are, and so do those with constraints, which hold atoms or directions in space.
+    """
+    moved = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, constraint=atoms.constraints)
+    if not (atoms.pbc.any() or atoms.constraints):
         centred, goal = (a.positions - a.positions.mean(axis=0) for a in (atoms, target))
         turn = rotation_matrix_from_points(centred.T, goal.T)
         moved.positions = centred @ turn.T + target.positions.mean(axis=0)
@@ -88,11 +96,37 @@ def _check(frames: list[Atoms], origin: str) -> None:
             raise DataError(f"{origin}: frame {i} has another cell than frame 0; the cell must stay the same")
         if not np.isfinite(atoms.positions).all():
             raise DataError(f"{origin}: frame {i} has positions that are not finite")
+    _check_constraints(frames, origin)
+
+
+def _check_constraints(frames: list[Atoms], origin: str) -> None:
+    """Raise DataError unless one set of constraints holds all along the path."""
+    first, (constraints, *others) = frames[0], map(_constraints, frames)
+    for i, (atoms, those) in enumerate(zip(frames[1:], others, strict=True), start=1):
+        if those != constraints:
+            raise DataError(
+                f"{origin}: frame {i} has other constraints ({_names(atoms)}) than frame 0 ({_names(first)}); "
+                "they must be the same all along the path"
+            )
+        fixed = sorted({int(k) for c in first.constraints if isinstance(c, FixAtoms) for k in c.get_indices()})
+        apart = np.linalg.norm(find_mic((atoms.positions - first.positions)[fixed], first.cell, first.pbc)[0], axis=1)
+        if apart.max(initial=0.0) > SAME_FIXED:
+            k = int(apart.argmax())
+            raise DataError(
+                f"{origin}: frame {i} fixes atom {fixed[k]} {apart[k]:.2g} Å from where frame 0 does; fixed atoms must "
+                "be in the same place all along the path"
+            )
+
+
+def _constraints(atoms: Atoms) -> list[str]:
+    return sorted(encode(constraint.todict()) for constraint in atoms.constraints)
+
+
+def _names(atoms: Atoms) -> str:
+    return ", ".join(type(constraint).__name__ for constraint in atoms.constraints) or "none"
 
 
 def same_geometry(first: Atoms, second: Atoms) -> bool:
     """Whether two aligned frames have all atoms at the same places."""
-    from ase.geometry import find_mic
-
     vectors, _ = find_mic(first.positions - second.positions, first.cell, first.pbc)
     return bool(np.linalg.norm(vectors, axis=1).max() < SAME)
