@@ -10,6 +10,7 @@ from uqbench.metrics import accuracy, confidence, likelihood, ranking, reliabili
 from uqbench.metrics.bootstrap import bootstrap, interval, resampled_counts
 from uqbench.metrics.kernels import Means, Ordering
 from uqbench.metrics.populations import by_element, by_force_magnitude
+from uqbench.metrics.ranges import range_of
 from uqbench.metrics.ranking import Ranking
 from uqbench.metrics.reliability import simulate_errors
 from uqbench.metrics.summary import MetricSettings, energy_summary, force_summary
@@ -200,6 +201,55 @@ def test_interval_is_centred_on_the_value_and_undefined_rather_than_made_up():
         assert np.isnan(interval(np.nan, np.arange(9.0))).all()
         assert np.isnan(interval(1.0, np.array([1.0]))).all()
         assert np.isnan(interval(1.0, np.array([np.nan, np.nan, 1.0, 2.0]))).all()
+
+
+# Bootstrap values on whose far side a plain shift to the value would leave the range.
+SKEWED = {
+    "spearman": (0.9, np.linspace(0.3, 0.97, 101)),
+    "roc_auc_80": (0.97, np.linspace(0.6, 0.99, 101)),
+    "coverage_95": (0.02, np.linspace(0.01, 0.3, 101)),
+    "miscalibration_area": (0.01, np.linspace(0.02, 0.2, 101)),
+    "calibrated_ence": (0.05, np.geomspace(0.06, 2.0, 101)),
+    "mae_per_atom": (0.1, np.linspace(0.1, 0.9, 101)),
+    "zms": (0.5, np.geomspace(0.2, 30, 101)),
+}
+
+
+@pytest.mark.parametrize("metric", SKEWED)
+def test_no_interval_leaves_the_range_of_its_metric(metric):
+    value, samples = SKEWED[metric]
+    ends = range_of(metric)
+    plain = np.array(interval(value, samples))
+    assert metric == "zms" or np.any((plain < ends[0]) | (plain > ends[1])), "the example shows nothing"
+    low, high = interval(value, samples, ends=ends)
+    assert ends[0] <= low < value < high <= ends[1]
+
+
+def test_the_interval_of_a_correlation_is_shifted_as_fisher_s_z():
+    low, high = interval(0.5, np.tanh(np.linspace(-1, 3, 101)), ends=range_of("spearman"))
+    z = np.arctanh(0.5)
+    np.testing.assert_allclose(np.arctanh([low, high]), [z - 1.9, z + 1.9], atol=1e-3)
+
+
+@pytest.mark.parametrize(("value", "samples"), [(1.0, np.linspace(0.9, 1, 41)), (0.9, np.r_[0.8, np.ones(40)])])
+def test_at_the_end_of_its_range_an_interval_reaches_to_the_value(value, samples):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        low, high = interval(value, samples, ends=(0.0, 1.0))
+    assert low <= value <= high <= 1.0 and low < high
+
+
+def test_intervals_of_a_summary_of_few_structures_stay_within_the_ranges():
+    rng = np.random.default_rng(2)
+    variance = rng.uniform(0.01, 4.0, 24)
+    errors = rng.normal(size=(24, 3)) * np.sqrt(variance)[:, None]
+    reference = rng.normal(size=(24, 3))
+    ptr = np.arange(0, 25, 6)
+    rows = force_rows(reference, reference + errors, variance, variance, 3 * variance, ptr, **settings(bootstrap=300))
+    assert len(rows) > 30
+    for row in rows:
+        low, high = range_of(row["metric"])
+        assert not (row["ci_low"] < low or row["ci_high"] > high), row
 
 
 def test_equal_generators_pair_the_resamples(forces):

@@ -5,10 +5,11 @@ import pytest
 from report_runs import al_run, compared, learned_runs, write_run
 from scipy import stats
 
+from uqbench.metrics.ranges import range_of
 from uqbench.report.load.runs import load_runs
 from uqbench.report.statistics.comparison import compare
 from uqbench.report.statistics.intervals import Estimate, Values, difference, estimate, share, share_difference
-from uqbench.report.statistics.metrics import BY_GENERATION, SCORED, badness, bounds
+from uqbench.report.statistics.metrics import BY_GENERATION, SCORED, badness
 
 pytestmark = pytest.mark.numerics
 
@@ -234,8 +235,8 @@ def test_good_values_of_a_metric_are_small_as_badness():
     assert np.argmin(badness("calibrated_miscalibration_area_norm", [0.0, 0.13, 0.3])) == 1
     assert np.argmin(badness("cnll", [-2.0, 1.0])) == 0
     assert badness("calibrated_width_90", [1.0]) is None
-    assert np.argmin(badness("closest_shift_O–O", [-0.5, 0.1])) == 1 and bounds("closest_shift_O–O")[0] == -np.inf
+    assert np.argmin(badness("closest_shift_O–O", [-0.5, 0.1])) == 1 and range_of("closest_shift_O–O")[0] == -np.inf
     assert badness("Si_with_4_O", [0.9]) is badness("survival_reference", [1.0]) is None
-    assert bounds("cnll")[0] == -np.inf and bounds("calibrated_miscalibration_area") == (0.0, 0.5)
+    assert range_of("cnll")[0] == -np.inf and range_of("calibrated_miscalibration_area") == (0.0, 0.5)
     for quantities in (SCORED, BY_GENERATION):
         assert len({quantity.label for quantity in quantities}) == len(quantities), "one name for each"

@@ -112,9 +112,7 @@ def _survival(metric: str, replicas: Sequence[Description | None]) -> dict[str, 
 
 def _mean(metric: str, shares: Sequence[float]) -> dict[str, Any]:
     """Mean over replicas, which are independent but for their starts."""
-    mean, (low, high) = mean_interval(shares)
-    interval = (None, None) if low is None else (max(low, 0.0), min(high, 1.0))
-    return _row(metric, "1", len(shares), mean, interval)
+    return _row(metric, "1", len(shares), *mean_interval(shares, (0.0, 1.0)))
 
 
 def _row(metric: str, unit: str, n: int, value: float, ends: tuple = (None, None)) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def binned(sample: Sample, variance: Array, bins: int) -> tuple[Array, Array, Ar
     several = sample.owner[0] != sample.owner[-1]
     counts = resampled_counts(sample.structures, RESAMPLES if several else 0, numpy_generator(0, "figures"))
     roots = np.reshape([kernel.curve(Weighting(drawn))[1] for drawn in counts], (-1, bins))
-    ends = [interval(value, samples) for value, samples in zip(root, roots.T, strict=True)]
+    ends = [interval(value, samples, ends=(0.0, np.inf)) for value, samples in zip(root, roots.T, strict=True)]
     return rmv, root, *np.transpose(ends)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from uqbench.md.limits import REASONS
+from uqbench.metrics.ranges import range_of
 from uqbench.metrics.survival import kaplan_meier, mean_interval, restricted_mean, share_interval
 
 Rows = list[dict[str, Any]]
@@ -103,7 +104,7 @@ def _median(values: pd.Series) -> float:
 
 
 def _over_replicas(metric: str, unit: str, values: np.ndarray) -> dict[str, Any]:
-    return _row(metric, unit, len(values), *mean_interval(values))  # replicas are independent
+    return _row(metric, unit, len(values), *mean_interval(values, range_of(metric)))  # replicas are independent
 
 
 def _row(metric: str, unit: str, n: int, value: float, ends: Iterable[float] = (None, None)) -> dict[str, Any]:

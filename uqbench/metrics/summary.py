@@ -11,10 +11,10 @@ from uqbench.metrics.accuracy import absolute_terms, per_atom, squared_norm
 from uqbench.metrics.bootstrap import bootstrap, evaluate, interval
 from uqbench.metrics.confidence import OracleConfidence, ProbabilisticConfidence
 from uqbench.metrics.kernels import Array, Kernel, Means, Ordering, Values, as_errors, finite, percent
+from uqbench.metrics.ranges import CALIBRATED, range_of
 from uqbench.metrics.ranking import Ranking
 from uqbench.metrics.reliability import NORM_FLOOR, Bins, simulate_errors
 
-CALIBRATED = "calibrated_"  # before the names of metrics of the calibrated variances; their NLL is called cnll
 IDEAL = "_ideal"
 # The others, width, sharpness and dispersion, do not look at the errors.
 WITH_IDEAL = ("spearman", "roc_auc", "ause", "nll", "cnll", "crps", "zms", "coverage", "ence", "miscalibration_area")
@@ -59,7 +59,7 @@ class Summary:
         return [self._row(name, value) for name, value in self.values.items()]
 
     def _row(self, name: str, value: float) -> Row:
-        low, high = interval(value, self.samples.get(name, np.empty(0)))
+        low, high = interval(value, self.samples.get(name, np.empty(0)), ends=range_of(name))
         return {
             "target": self.target,
             "population": self.population,

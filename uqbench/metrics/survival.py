@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from uqbench.metrics.ranges import UNBOUNDED, Range
+
 LEVEL = 0.95
 
 Array = NDArray[np.float64]
@@ -59,15 +61,18 @@ def share_interval(count: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def mean_interval(values: ArrayLike) -> tuple[float, tuple[float, float] | tuple[None, None]]:
-    """Mean of n independent values (n,) with its 95 % interval by Student's t; NaN for n = 0, no interval below 2."""
+def mean_interval(values: ArrayLike, ends: Range = UNBOUNDED) -> tuple[float, tuple[float, float] | tuple[None, None]]:
+    """Mean of n independent values (n,) with its 95 % interval by Student's t; NaN for n = 0, no interval below 2.
+
+    The interval is cut to `ends`, between which the values lie.
+    """
     values = np.asarray(values, np.float64)
     n = len(values)
     mean = float(values.mean()) if n else float("nan")
     if n < 2:
         return mean, (None, None)
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return mean, (mean - half, mean + half)
+    return mean, (max(mean - half, ends[0]), min(mean + half, ends[1]))
 
 
 def restricted_mean(times: ArrayLike, ended: ArrayLike, horizon: float) -> tuple[float, float, float]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from uqbench.errors import DataError
+from uqbench.metrics.ranges import range_of
 from uqbench.report.load.missing import missing_runs
 from uqbench.report.load.runs import METHOD, METRIC, TASK, Runs, Samples, read_samples
 from uqbench.report.statistics import metrics
@@ -198,7 +199,7 @@ def _means(labels: Labels, cells: dict[Method, _Cell]) -> Iterator[dict[str, Any
         extra = {"ideal": float(known.mean()) if len(known) else NAN, "best": method in best}
         extra |= {"values": cell.values.values}
         extra |= {name: cell.first(name) for name in CARRIED}
-        yield labels | _named(method) | _columns(_mean(labels, cell), *metrics.bounds(labels["metric"])) | extra
+        yield labels | _named(method) | _columns(_mean(labels, cell), *range_of(labels["metric"])) | extra
 
 
 def _mean(labels: Labels, cell: _Cell) -> Estimate:

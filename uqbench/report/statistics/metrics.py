@@ -11,8 +11,8 @@ import pandas as pd
 from ase import units as ase_units
 from numpy.typing import ArrayLike, NDArray
 
+from uqbench.metrics.ranges import CALIBRATED, SIGNED
 from uqbench.metrics.reliability import NORM_FLOOR
-from uqbench.metrics.summary import CALIBRATED
 from uqbench.runs.tables import NUMBERS
 
 EV_IN_KCAL_MOL = float(ase_units.mol / ase_units.kcal)
@@ -101,20 +101,12 @@ NEUTRAL = (
     "force_rmse",  # of the proposals of a run, which are its own
     *("density", "survival_reference"),
 )
-# Signed distances from a reference, of which the size counts.
-SIGNED = ("barrier_error", "reverse_barrier_error", "energy_drift", "rdf_peak_shift_", "closest_shift_")
 VALUES_OF = ("barrier", "barrier_reference", "reverse_barrier", "reverse_barrier_reference")
 PROPOSED = "adversarial"  # the acquisition that the others are baselines of
 # Shares of a number of trials, whose intervals are binomial.
 SHARES = (("md", "survival"), ("structure", "survival"))
 
 COVERAGE = re.compile(r"coverage_(\d+(?:_\d+)?)$", re.ASCII)  # with its level in per cent
-
-# Values between which a metric must lie, by the beginning of its name; the others have no end or begin at zero.
-UNBOUNDED = ("nll", "cnll", "score_", *SIGNED)
-BOUNDS = {"spearman": (-1.0, 1.0), "roc_auc": (0.0, 1.0), "miscalibration_area": (0.0, 0.5), "coverage": (0.0, 1.0)}
-BOUNDS |= dict.fromkeys(("survival", "above_random", "converged", "warning_auc"), (0.0, 1.0))
-BOUNDS |= {"conformal_coverage": (0.0, 1.0)} | dict.fromkeys(UNBOUNDED, (-np.inf, np.inf))
 
 
 def metrics_of(rows: pd.DataFrame, wanted: Iterable[Quantity]) -> Iterator[tuple[Quantity, list[Row]]]:
@@ -178,12 +170,6 @@ def convert_units(frame: pd.DataFrame, units: str) -> pd.DataFrame:
     frame.loc[energetic, list(NUMBERS)] *= EV_IN_KCAL_MOL
     frame.loc[energetic, "unit"] = frame.loc[energetic, "unit"].str.replace("eV", "kcal/mol", regex=False)
     return frame
-
-
-def bounds(metric: str) -> tuple[float, float]:
-    """Return the lowest and the highest value that a metric can have."""
-    base = metric.removeprefix(CALIBRATED)
-    return next((ends for start, ends in BOUNDS.items() if base.startswith(start)), (0.0, np.inf))
 
 
 def badness(metric: str, values: ArrayLike) -> NDArray[np.float64] | None:
