@@ -1,23 +1,29 @@
 """The program in processes of its own that need not import anything: forks of one process that has, and does no more.
 
 Most of the time of a command that is refused, or of a tiny run, is that of imports. A fork can be limited, interrupted
-and killed like a process that was started from a shell. Run as a script, this is the program without the figures of
-runs, which are most of the rest.
+and killed like a process that was started from a shell. Run as a script with the address of a socket, this hands a
+command line on to a `Program` that listens there.
 """
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 SERVER = """
 import atexit, gc, json, os, resource, sys
 import ase.io, lightning.fabric, matplotlib.backends.backend_agg, pandas, pyarrow.parquet, sklearn.mixture, torch
-import uqbench.active.learning, uqbench.cli.commands, uqbench.evaluations.metrics, uqbench.evaluations.neb
+import uqbench.active.learning, uqbench.active.loop, uqbench.cli.commands
+import uqbench.evaluations.md, uqbench.evaluations.metrics
+import uqbench.evaluations.neb, uqbench.evaluations.structure
 import uqbench.report.render.files, uqbench.report.sections.study, uqbench.runs.experiment
 from uqbench.cli import main
 
@@ -45,7 +51,9 @@ for line in sys.stdin:
     if order["cpu"] is not None:
         resource.setrlimit(resource.RLIMIT_CPU, (order["cpu"], order["cpu"]))
     if not order["figures"]:
-        uqbench.evaluations.metrics.render = lambda drawings: {}
+        for module in (uqbench.active.loop, *(getattr(uqbench.evaluations, name) for name in ("md", "metrics", "neb"))):
+            module.render = lambda drawings: {}
+        uqbench.evaluations.structure.structure_panels = lambda described, title: b""
     code = main(order["arguments"])
     # As at the end of any process, but for the objects, which to take down would be most of the work.
     atexit._run_exitfuncs()
@@ -117,29 +125,68 @@ class Program:
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
-    def start(self, arguments: list[str], *, cpu: int | None = None, figures: bool = True) -> Process:
-        """Start the program here, with the present environment.
+    def start(
+        self, arguments: list[str], *, cpu: int | None = None, figures: bool = True, folder: str | None = None
+    ) -> Process:
+        """Start the program with the present environment.
 
         Args:
             arguments: of the command line.
             cpu: seconds of CPU time after which it is killed.
-            figures: whether an evaluation draws its figures, most of the time of a tiny run.
+            figures: whether evaluations draw their figures, most of the time of a tiny run.
+            folder: that it works in; None for the present one.
         """
         self._count += 1
-        folder = Path(self._folder.name) / str(self._count)
-        folder.mkdir()
-        streams = {name: str(folder / name) for name in ("out", "err")}
+        streams_folder = Path(self._folder.name) / str(self._count)
+        streams_folder.mkdir()
+        streams = {name: str(streams_folder / name) for name in ("out", "err")}
         for path in streams.values():
             Path(path).touch()
-        order = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "cpu": cpu}
-        return Process(self, self.ask(order | streams | {"figures": figures})["pid"], folder)
+        order = {"arguments": arguments, "folder": folder or os.getcwd(), "environment": dict(os.environ), "cpu": cpu}
+        return Process(self, self.ask(order | streams | {"figures": figures})["pid"], streams_folder)
+
+    @contextlib.contextmanager
+    def command(self, timeout: float) -> Iterator[str]:
+        """Give a shell command that takes the place of `uqbench` in a block, one call at a time, without figures."""
+        with socket.socket(socket.AF_UNIX) as listening:
+            address = f"{self._folder.name}/socket"
+            listening.bind(address)
+            listening.listen()
+            answering = threading.Thread(target=self._answer, args=(listening, timeout))
+            answering.start()
+            try:
+                yield f"{sys.executable} -I -S {__file__} {address}"
+            finally:
+                listening.shutdown(socket.SHUT_RDWR)
+                answering.join()
+                os.unlink(address)
+
+    def _answer(self, listening: socket.socket, timeout: float) -> None:
+        """Run what is asked for until nobody listens any more."""
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rw") as stream:
+                order = json.loads(stream.readline())
+                process = self.start(order["arguments"], figures=False, folder=order["folder"])
+                code = process.wait(timeout)
+                stream.write(json.dumps({"code": code, "out": process.out, "err": process.err}))
+
+
+def hand_on(address: str, arguments: list[str]) -> int:
+    """Have a command line run by whoever listens at an address, and give what comes of it."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        with connection.makefile("rw") as stream:
+            stream.write(json.dumps({"arguments": arguments, "folder": os.getcwd()}) + "\n")
+            stream.flush()
+            answer = json.loads(stream.read())
+    sys.stdout.write(answer["out"])
+    sys.stderr.write(answer["err"])
+    return answer["code"]
 
 
 if __name__ == "__main__":
-    from uqbench.active import loop
-    from uqbench.cli import main
-    from uqbench.evaluations import md, metrics, neb
-
-    for module in (loop, md, metrics, neb):
-        module.render = lambda drawings: {}
-    sys.exit(main())
+    sys.exit(hand_on(sys.argv[1], sys.argv[2:]))

