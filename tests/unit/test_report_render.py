@@ -260,9 +260,9 @@ def hostile_runs(root, text):
     os.rename(place, os.fsencode(place) + b"\xff")
 
 
-FULL = ["".join(HOSTILE[k::4]) for k in range(4)] + [
-    "[x](javascript:alert(1))",
-    "![a](http://e/x.png)",
+FULL = [
+    "".join(HOSTILE[::2]) + "[x](javascript:alert(1))",
+    "".join(HOSTILE[1::2]) + "![a](http://e/x.png)",
     "$x_{$" + 500 * "y",
 ]
 

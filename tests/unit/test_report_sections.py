@@ -95,14 +95,16 @@ def test_active_learning_is_shown_with_generations_survival_and_differences(lear
         assert name in text and (out / name).stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    "table", ["nothing,of,use\n", "temperature,time_ps,exploded\na,b,c\n", "temperature,time_ps,exploded\n300,,True\n"]
-)
-def test_a_damaged_table_of_replicas_is_named(learned, tmp_path, table):
-    path = next(learned.glob("al/*/*/*/*/generation_2_hot/md_replicas.csv"))
-    path.write_text(table)
+def test_a_damaged_table_of_replicas_is_named(learned, tmp_path):
+    head = "temperature,time_ps,exploded\n"
+    paths = sorted(learned.glob("al/*/*/*/*/generation_2_hot/md_replicas.csv"))
+    damaged = dict(zip(paths, ["nothing,of,use\n", f"{head}a,b,c\n", f"{head}300,,True\n"], strict=False))
+    assert len(damaged) == 3 < len(paths)
+    for path, table in damaged.items():
+        path.write_text(table)
     _, text = report_on(tmp_path, against="ensemble")
-    assert f"{path}: missing or damaged" in text
+    for path in paths:
+        assert (f"{path}: missing or damaged" in text) == (path in damaged)
 
 
 def test_nothing_dominates_what_is_on_the_front():
