@@ -9,7 +9,7 @@ from ase import units
 from omegaconf import OmegaConf
 
 from uqbench import config
-from uqbench.data.sources.zeolite import _distance
+from uqbench.data.sources.zeolite import distance_to
 from uqbench.data.structures import check_splits, duplicates_across
 from uqbench.errors import DataError
 from uqbench.models.normalisation import Normalisation
@@ -133,8 +133,8 @@ def test_zeolites_with_one_held_out():
     # The trajectories in the files: many frames have a neighbour in time within 0.1 Å. None stands in another split.
     sod = np.flatnonzero(structures.n_atoms == 36)[-1703:]
     test, train = (np.intersect1d(splits[name], sod) for name in ("test", "train"))
-    anywhere = _distance(structures, test, np.setdiff1d(sod, test))
-    assert np.mean(anywhere < 0.1) > 0.3 and _distance(structures, test, train).min() >= 0.2
+    anywhere = distance_to(structures, test, np.setdiff1d(sod, test))
+    assert np.mean(anywhere < 0.1) > 0.3 and distance_to(structures, test, train).min() >= 0.2
 
 
 def test_a_periodic_nff_file_as_silica():
