@@ -13,8 +13,8 @@ DATA = os.environ.get("UQBENCH_DATA")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA, reason="UQBENCH_DATA is not set: no real data to train on")
-@pytest.mark.parametrize("molecule", ["ethanol", "aspirin"])
-def test_a_few_epochs_beat_predicting_no_force(molecule, tmp_path):
+def test_a_few_epochs_beat_predicting_no_force(tmp_path):
+    molecule = "ethanol"
     command = ["experiment=rmd17_mini", "uq=deterministic", f"dataset.molecule={molecule}", "dataset.n_train=250"]
     assert (
         main(
@@ -25,5 +25,5 @@ def test_a_few_epochs_beat_predicting_no_force(molecule, tmp_path):
     (run,) = tmp_path.glob(f"train/rmd17-{molecule}/painn/deterministic/seed0-*")
     value = pd.read_csv(run / "metrics.csv").set_index(["target", "metric"]).value
     labels = np.concatenate(pd.read_parquet(run / "predictions_test.parquet").forces_reference)
-    # 3.8 and 5.9 of 20 and 22 kcal/mol/Å were measured: half of what no force gives is far from either.
+    # 3.8 of 20 kcal/mol/Å were measured: half of what no force gives is far from it.
     assert value["forces", "mae"] < 0.5 * np.abs(labels).mean()
