@@ -236,6 +236,27 @@ def test_config_that_was_edited_is_refused(tmp_path):
         open_run(tmp_path)
 
 
+def test_what_was_edited_in_the_config_of_a_finished_run_is_named(tmp_path):
+    with open_run(tmp_path) as run:
+        run.write_text("best.pt", "weights")
+        run.finish()
+    path = run.path / "config.yaml"
+    before = path.read_text()
+    changes = {
+        ("0.001", "0.002"): "training.lr is 0.002, was 0.001",
+        ("lr: 0.001", "rate: 0.1"): "training.lr is missing, was 0.001; training.rate is 0.1, was missing",
+        ("0.001", "${nowhere}"): "training.lr is ${nowhere}, was 0.001",
+        ("seed: 3", "seed: 3\nsede: 4"): "sede is 4, was missing",
+    }
+    for (old, new), expected in changes.items():
+        path.write_text(before.replace(old, new))
+        assert path.read_text() != before
+        with pytest.raises(DataError) as caught:
+            run_dir.read(run.path)
+        told = str(caught.value).partition(f"{path}: ")[2].rpartition("; restore")[0]
+        assert told == f"changed since the run finished and best.pt was made: {expected}"
+
+
 def test_a_finished_run_is_found_by_its_config_alone(tmp_path):
     config = OmegaConf.merge(CONFIG, {"outputs": str(tmp_path / "outputs"), "data_root": "here"})
     assert run_dir.find_done(config) is None

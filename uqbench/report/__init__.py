@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from uqbench.errors import DataError
+
 TITLE = "Comparison of uncertainty methods"
 
 
@@ -26,7 +28,12 @@ def write_report(runs: str | Sequence[str], *, against: str, units: str, output:
     from uqbench.report.statistics.contrasts import Study
     from uqbench.report.statistics.ranks import rankings
 
-    loaded = load_runs([runs] if isinstance(runs, str) else list(runs))
+    try:
+        loaded = load_runs([runs] if isinstance(runs, str) else list(runs))
+    except DataError as error:
+        first, *others = str(error).split("\n")
+        first += f"; a report needs finished runs, those of against={against} among them"
+        raise DataError("\n".join([first, *others])) from None
     comparison = compare(loaded, against=against, units=units)
     pooled = Study(loaded.rows)
     decided, ranked = verdicts(pooled), rankings(pooled)

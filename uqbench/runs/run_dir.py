@@ -98,7 +98,16 @@ class Run:
             if not path.is_file() or path.stat().st_size != size:
                 raise _damaged(path)
             if name in digests and file_sha256(path) != digests[name]:
-                raise _damaged(path, "changed since the run finished")
+                raise _damaged(path, "changed since the run finished" + (self._changes() if name == CONFIG else ""))
+
+    def _changes(self) -> str:
+        """What config.yaml says otherwise than when the run began, where run.json has it; for a message."""
+        as_it_is = OmegaConf.to_container(self.config, resolve=False)
+        before, now = (dict(_leaves(config)) for config in (self.info.get("config", {}), as_it_is))
+        keys = [key for key in before | now if before.get(key, _leaves) != now.get(key, _leaves)] if before else []
+        changes = [f"{key} is {now.get(key, 'missing')}, was {before.get(key, 'missing')}" for key in keys[:3]]
+        made = next(name for name in (BEST, LAYER, "the rest") if name in self.info["files"] or name == "the rest")
+        return f" and {made} was made: {'; '.join(changes)}" if changes else ""
 
 
 class RunDir(Run):
@@ -163,6 +172,7 @@ class RunDir(Run):
         machine = provenance.describe_machine()
         launch = {"started": provenance.now()} | {key: machine[key] for key in ("hostname", "git", "uqbench")}
         first = {"schema": SCHEMA, "digest": fingerprint, "device": None, "data_sha256": None, "seconds": {}}
+        first["config"] = OmegaConf.to_container(self.config, resolve=True)
         self.info = first | {"started": launch["started"], "launches": []} | self.info | machine
         self.info["launches"].append(launch)
         command_line = provenance.command_line(command)
@@ -341,6 +351,15 @@ def _label(text: str) -> str:
     if not label:
         raise ConfigError(f"{text!r} cannot be part of a run's folder name")
     return label
+
+
+def _leaves(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of everything below a config."""
+    if not isinstance(config, dict):
+        yield key, config
+        return
+    for name, value in config.items():
+        yield from _leaves(value, f"{key}.{name}" if key else str(name))
 
 
 def _damaged(path: Path, state: str = "damaged") -> DataError:
