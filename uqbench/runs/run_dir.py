@@ -95,13 +95,13 @@ class Run:
             if names is not None and name not in names:
                 continue
             path = self.path / name
-            if not path.is_file() or path.stat().st_size != size:
+            if not path.is_file() or (path.stat().st_size != size and name != CONFIG):
                 raise _damaged(path)
-            if name in digests and file_sha256(path) != digests[name]:
+            if path.stat().st_size != size or (name in digests and file_sha256(path) != digests[name]):
                 raise _damaged(path, "changed since the run finished" + (self._changes() if name == CONFIG else ""))
 
     def _changes(self) -> str:
-        """What config.yaml says otherwise than when the run began, where run.json has it; for a message."""
+        """What config.yaml says otherwise than when the run began, where run.json has that; for a message."""
         as_it_is = OmegaConf.to_container(self.config, resolve=False)
         before, now = (dict(_leaves(config)) for config in (self.info.get("config", {}), as_it_is))
         keys = [key for key in before | now if before.get(key, _leaves) != now.get(key, _leaves)] if before else []
