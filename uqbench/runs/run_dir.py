@@ -40,9 +40,9 @@ MADE_FOR = "made_for"  # in run.json: what a run was made for, as long as nobody
 
 
 class Run:
-    """A run on disk, read only: its folder `path`, resolved `config`, and `info`, the content of run.json."""
+    """A run on disk, read only: its folder `path`, resolved `config` (None where it was not read), and `info`, its run.json."""
 
-    def __init__(self, path: Path, config: DictConfig, info: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: DictConfig | None, info: dict[str, Any]) -> None:
         self.path, self.config, self.info = path, config, info
 
     @property
@@ -102,6 +102,8 @@ class Run:
 
     def _changes(self) -> str:
         """What config.yaml says otherwise than when the run began, where run.json has that; for a message."""
+        if self.config is None:  # of a run of which nothing but the tables is read
+            return ""
         as_it_is = OmegaConf.to_container(self.config, resolve=False)
         before, now = (dict(_leaves(config)) for config in (self.info.get("config", {}), as_it_is))
         keys = [key for key in before | now if before.get(key, _leaves) != now.get(key, _leaves)] if before else []
