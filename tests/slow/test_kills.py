@@ -8,6 +8,9 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 
 import pandas as pd
@@ -36,6 +39,7 @@ COMMANDS = {
 # how long it took. In tables of metrics these are the rows of target `cost`, in last.pt the `seconds`.
 SAYS_WHEN = {"run.json"}
 NOT_OF_RUNS = {".lock"}
+LEFT = "*.tmp"  # half a file of a process that was killed; it has another name and is taken for nothing
 
 
 def flat(value, path=""):
@@ -54,7 +58,7 @@ def contents(folder):
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
-        if path.name in SAYS_WHEN | NOT_OF_RUNS or "multirun" in name:
+        if path.name in SAYS_WHEN | NOT_OF_RUNS or path.match(LEFT):
             continue
         if path.suffix == ".csv":
             table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.stat().st_size > 1 else pd.DataFrame()
@@ -75,11 +79,35 @@ def prepared(program, folder, commands):
         assert process.wait() == 0, process.err
 
 
+class Started:
+    """The program in an interpreter of its own, as joblib needs it, with the methods of a fork."""
+
+    def __init__(self, command, folder):
+        self._streams = [tempfile.TemporaryFile("w+") for _ in range(2)]
+        script = "import sys; from uqbench.cli import main; sys.exit(main())"
+        out, err = self._streams
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", script, *command], cwd=folder, stdout=out, stderr=err, start_new_session=True
+        )
+        self.pid, self.poll, self.wait = self._process.pid, self._process.poll, self._process.wait
+
+    @property
+    def err(self):
+        self._streams[1].seek(0)
+        return self._streams[1].read()
+
+
+def start(program, command, folder):
+    if any("joblib" in word for word in command):
+        return Started(command, folder)
+    return program.start(command, figures=False, folder=str(folder))
+
+
 def completed(program, command, folder, patience=60.0):
     """Repeat a command until nobody else works on its runs: orphans of a killed sweep end by themselves."""
     deadline = time.monotonic() + patience
     while True:
-        process = program.start(command, figures=False, folder=str(folder))
+        process = start(program, command, folder)
         code = process.wait()
         if code == 0 or "in use" not in process.err or time.monotonic() > deadline:
             return code, process
@@ -92,7 +120,7 @@ def test_killed_anywhere_the_repeated_command_ends_with_the_same_bits(name, prog
         pytest.importorskip("tblite", reason="the oracle needs the extra xtb")
     before, command = COMMANDS[name]
     prepared(program, tmp_path / "start", before)
-    (run,) = [path.parent for path in (tmp_path / "start").rglob("deterministic/*/run.json")] or [None]
+    run = next((path.parent for path in (tmp_path / "start").rglob("deterministic/*/run.json")), None)
     command = [word.format(run=run and run.relative_to(tmp_path / "start")) for word in command]
     shutil.copytree(tmp_path / "start", tmp_path / "undisturbed")
     began = time.monotonic()
@@ -107,7 +135,7 @@ def test_killed_anywhere_the_repeated_command_ends_with_the_same_bits(name, prog
         kill = os.killpg if k % 2 else os.kill
         while True:
             shutil.copytree(tmp_path / "start", folder)
-            process = program.start(command, figures=False, folder=str(folder))
+            process = start(program, command, folder)
             moment = moments.uniform(0.0, duration)
             time.sleep(moment)
             if process.poll() is None:

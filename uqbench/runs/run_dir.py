@@ -40,7 +40,7 @@ MADE_FOR = "made_for"  # in run.json: what a run was made for, as long as nobody
 
 
 class Run:
-    """A run on disk, read only: its folder `path`, resolved `config` (None where it was not read), and `info`, its run.json."""
+    """A run on disk, read only: folder `path`, resolved `config` or None where it was not read, `info` of run.json."""
 
     def __init__(self, path: Path, config: DictConfig | None, info: dict[str, Any]) -> None:
         self.path, self.config, self.info = path, config, info
