@@ -415,6 +415,19 @@ def test_load_checkpoint_refuses_everything_else(tmp_path, monkeypatch):
         load_checkpoint(tmp_path / "flipped")
 
 
+def test_scratch_removes_what_a_killed_process_left(tmp_path):
+    code = "import os, sys; from uqbench.runs.run_dir import scratch; block = scratch(sys.argv[1]); "
+    code += "folder = block.__enter__(); (folder / '0.json').touch(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    (left,) = tmp_path.glob(".sweep-*")
+    (tmp_path / ".sweep-queued" / ".submitit").mkdir(parents=True)
+    with run_dir.scratch(tmp_path) as working:
+        assert not left.exists()
+        with run_dir.scratch(tmp_path) as other:
+            assert working.is_dir() and other != working, "that of a sweep at work stays"
+    assert [folder.name for folder in tmp_path.iterdir()] == [".sweep-queued"], "jobs may wait for it"
+
+
 def test_scratch_cleans_up(tmp_path):
     with run_dir.scratch(tmp_path / "a/b") as folder:
         (folder / "x").write_text("")

@@ -22,7 +22,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from uqbench.config import digest, require_bounded, yamlfile
-from uqbench.errors import ConfigError, DataError, UserError
+from uqbench.errors import ConfigError, DataError, LockedError, UserError
 from uqbench.runs import lock, ownership, provenance
 from uqbench.runs.files import BEST, LAYER, TEMPORARY, atomic_write, file_sha256, load_checkpoint, save_checkpoint
 
@@ -36,6 +36,7 @@ SCHEMA = 1
 FIELDS = {"status": str, "seconds": dict, "launches": list, "files": dict}
 SMALL = 2**20  # bytes of a file whose content is checked whenever a run is read
 CONFIG, INFO, LOG = "config.yaml", "run.json", "error.log"
+SCRATCH = ".sweep-"  # begins the names of folders that live as long as a sweep
 MADE_FOR = "made_for"  # in run.json: what a run was made for, as long as nobody has asked for the run itself
 
 
@@ -323,19 +324,35 @@ def find_done(config: DictConfig) -> Run | None:
 
 @contextlib.contextmanager
 def scratch(root: str | os.PathLike) -> Iterator[Path]:
-    """Yield a folder below `root`, visible to every machine that writes runs there, and remove it at the end."""
+    """Yield a folder below `root`, visible to every machine that writes runs there, and remove it at the end.
+
+    What a killed process has left of its own is removed too, unless jobs in a queue may still read from it.
+    """
     root = Path(root).absolute()
     created = [folder for folder in (root, *root.parents) if not os.path.exists(folder)]
     try:
         ownership.make_folder(root)  # a launcher may unpickle from below it
-        folder = Path(tempfile.mkdtemp(prefix=".sweep-", dir=root))
+        _remove_abandoned(root)
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=root))
     except OSError as error:
         raise ConfigError(f"cannot write to {root}: {error.strerror}; choose a place with outputs=DIR") from error
+    held = lock.acquire(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        lock.release(held)
         _remove_empty(created)
+
+
+def _remove_abandoned(root: Path) -> None:
+    for folder in root.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(LockedError, FileNotFoundError):  # another process is at work there, or ends just now
+            if any(entry.is_dir() for entry in folder.iterdir()):  # submitit's, for jobs that may wait in a queue
+                continue
+            held = lock.acquire(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.release(held)
 
 
 def _remove_empty(folders: list[Path]) -> None:
