@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 SERVER = """
@@ -48,8 +48,8 @@ for line in sys.stdin:
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.stdin = open(0)
-    if order["cpu"] is not None:
-        resource.setrlimit(resource.RLIMIT_CPU, (order["cpu"], order["cpu"]))
+    for name, limit in order["limits"].items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
     if not order["figures"]:
         for module in (uqbench.active.loop, *(getattr(uqbench.evaluations, name) for name in ("md", "metrics", "neb"))):
             module.render = lambda drawings: {}
@@ -126,13 +126,18 @@ class Program:
         return json.loads(self._server.stdout.readline())
 
     def start(
-        self, arguments: list[str], *, cpu: int | None = None, figures: bool = True, folder: str | None = None
+        self,
+        arguments: list[str],
+        *,
+        limits: Mapping[str, int] | None = None,
+        figures: bool = True,
+        folder: str | None = None,
     ) -> Process:
         """Start the program with the present environment.
 
         Args:
             arguments: of the command line.
-            cpu: seconds of CPU time after which it is killed.
+            limits: of the operating system by name, such as RLIMIT_CPU, seconds after which it is killed.
             figures: whether evaluations draw their figures, most of the time of a tiny run.
             folder: that it works in; None for the present one.
         """
@@ -142,7 +147,8 @@ class Program:
         streams = {name: str(streams_folder / name) for name in ("out", "err")}
         for path in streams.values():
             Path(path).touch()
-        order = {"arguments": arguments, "folder": folder or os.getcwd(), "environment": dict(os.environ), "cpu": cpu}
+        order = {"arguments": arguments, "folder": folder or os.getcwd(), "environment": dict(os.environ)}
+        order["limits"] = dict(limits or {})
         return Process(self, self.ask(order | streams | {"figures": figures})["pid"], streams_folder)
 
     @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Errors that the command line turns into one line and an exit code."""
 
+import errno
+import os
 from pathlib import Path
 
 
@@ -36,6 +38,17 @@ class LockedError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, foreign or damaged."""
+
+
+class StorageError(UqbenchError):
+    """There is no room for a file; what was written before is whole, and the same command goes on from it."""
+
+    # Of a disk, of a quota, of the size that one file may have.
+    NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+    def __init__(self, path: object, error: OSError) -> None:
+        reason = os.strerror(error.errno)
+        super().__init__(f"cannot write {path}: {reason}; make room, and the same command goes on from what is there")
 
 
 class TrainingError(UqbenchError):

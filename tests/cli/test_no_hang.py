@@ -22,7 +22,7 @@ def within_time(program):
     """Run the program, and kill it when it takes longer: exit code and standard error."""
 
     def run(arguments: list[str]) -> tuple[int, str]:
-        process = program.start(arguments, cpu=SECONDS, figures=False)
+        process = program.start(arguments, limits={"RLIMIT_CPU": SECONDS}, figures=False)
         return process.wait(WALL), process.err
 
     return run
@@ -30,7 +30,9 @@ def within_time(program):
 
 def test_what_takes_for_ever_is_killed(program, tmp_path):
     """Otherwise the tests below would see nothing."""
-    process = program.start(["train", f"outputs={tmp_path}", "training.epochs=100000"], cpu=2, figures=False)
+    process = program.start(
+        ["train", f"outputs={tmp_path}", "training.epochs=100000"], limits={"RLIMIT_CPU": 2}, figures=False
+    )
     assert process.wait(WALL) < 0
 
 

@@ -172,3 +172,13 @@ def test_a_name_of_a_class_has_one_meaning():
             if isinstance(node, ast.ClassDef) and node.name not in SHARED:
                 modules[node.name].append(module)
     assert {name: several for name, several in modules.items() if len(several) > 1} == {}
+
+
+def test_no_text_is_read_in_the_encoding_of_the_terminal():
+    lines = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if ".read_text()" in line
+    ]
+    assert not lines

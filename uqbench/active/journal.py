@@ -26,7 +26,7 @@ class Journal:
         path = run.path / JOURNAL
         if path.exists():
             try:
-                self.lines = [json.loads(line) for line in path.read_text().splitlines()]
+                self.lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             except (OSError, ValueError) as error:
                 raise DataError(f"{path}: damaged ({error}); delete {run.path} and run the command again") from error
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqbench.errors import ConfigError, UqbenchError
+from uqbench.errors import ConfigError, StorageError, UqbenchError
 from uqbench.runs import run_dir, signals
 from uqbench.text import printable
 
@@ -37,6 +37,8 @@ def explain(error: Exception) -> list[str]:
     """The lines that tell a person what went wrong; for an unexpected error also where its traceback is."""
     if isinstance(error, UqbenchError):
         return [printable(line) for line in str(error).splitlines()] or [type(error).__name__]
+    if isinstance(error, OSError) and error.errno in StorageError.NUMBERS:
+        return [str(StorageError(error.filename or "to standard output", error))]
     log = log_of(error)
     where = f"traceback in {log}" if log else f"{DEBUG_VARIABLE}=1 shows the traceback"
     return [f"{type(error).__name__}: {printable(' '.join(str(error).split()))} ({where})"]
@@ -78,13 +80,13 @@ def record_path(folder: Path, number: int) -> Path:
 def write_record(folder: Path, number: int, record: dict[str, Any]) -> None:
     """Write what became of a job (overrides, exit_code, reasons and log) for the list at the end of its sweep."""
     with run_dir.atomic_write(record_path(folder, number)) as path:
-        path.write_text(json.dumps(record))
+        path.write_text(json.dumps(record), encoding="utf-8")
 
 
 def read_record(folder: Path, number: int) -> dict[str, Any] | None:
     """What became of a job, or None when it has not said."""
     path = record_path(folder, number)
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def run_sweep(hydra: "Hydra", command: str, overrides: Sequence[str], jobs: "Sequence[Job]") -> int:

@@ -10,6 +10,8 @@ its config, `run(cfg)` its entry. Optional are
 import argparse
 import ast
 import importlib
+import io
+import os
 import pkgutil
 import sys
 from pathlib import Path
@@ -65,6 +67,9 @@ flags:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code."""
+    # A terminal that cannot show a sign shows another one; the standard error does so by itself.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower().replace("-", "") != "utf8":
+        sys.stdout.reconfigure(errors="replace")
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -82,7 +87,7 @@ def commands() -> dict[str, str]:
     """Name and help line of every command, read from the sources without importing them."""
     lines = {}
     for module in pkgutil.iter_modules(uqbench.cli.commands.__path__):
-        source = Path(module.module_finder.path, f"{module.name}.py").read_text()
+        source = Path(module.module_finder.path, f"{module.name}.py").read_text(encoding="utf-8")
         lines[module.name] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
     return lines
 
@@ -108,10 +113,23 @@ def _dispatch(argv: list[str]) -> int:
     return _run_command(argv[0], known[argv[0]], argv[1:])
 
 
+def _check_environment() -> None:
+    """Refuse a working directory that is gone, and numbers of threads at which libraries fail when imported."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if value and not (value.strip().isdecimal() and int(value) > 0):
+            raise ConfigError(f"environment {name}={value}: expected a number of threads >= 1; or unset it")
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(f"the working directory is gone ({error.strerror}); change to one that is there") from error
+
+
 def _run_command(command: str, line: str, argv: list[str]) -> int:
     from uqbench.cli.hydra_session import open_hydra
     from uqbench.cli.overrides import Request
 
+    _check_environment()
     flags = _parse_flags(command, argv)
     with open_hydra(command, flags.config_dir) as hydra:
         request = Request(hydra.config_loader, command, flags.overrides, flags.multirun)

@@ -235,8 +235,9 @@ def _target_errors(node: DictConfig, path: str, kind: str | None, *, arguments: 
 
     arguments: whether their names and types are checked as well.
     """
-    if node._get_node("_target_")._is_missing():
-        return []  # reported as a missing value
+    # Missing values and interpolations that lead nowhere are reported by value_errors.
+    if OmegaConf.is_missing(node, "_target_") or not _readable(node, "_target_"):
+        return []
     if kind is None:
         return [f"{path}._target_: '{node._target_}' cannot stand here, only in {', '.join(SLOTS)}"]
     try:
@@ -263,6 +264,14 @@ def _target_errors(node: DictConfig, path: str, kind: str | None, *, arguments: 
                 for inner, one in target_nodes(child, name)
             ]
     return errors
+
+
+def _readable(node: DictConfig, key: str) -> bool:
+    try:
+        node[key]
+    except OmegaConfBaseException:
+        return False
+    return True
 
 
 def _contradictions(node: DictConfig, target: type, path: str) -> list[str]:

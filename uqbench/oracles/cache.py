@@ -70,7 +70,7 @@ class LabelCache:
         """The label of a geometry, or None; a damaged file counts as none, with a warning."""
         path = self._path(key)
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -92,7 +92,7 @@ class LabelCache:
         record |= {"energy": label.energy, "forces": label.forces.tolist()}
         try:
             with atomic_write(self._path(key)) as temporary:
-                temporary.write_text(json.dumps(record | {"sha256": _sha256(record)}) + "\n")
+                temporary.write_text(json.dumps(record | {"sha256": _sha256(record)}) + "\n", encoding="utf-8")
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 

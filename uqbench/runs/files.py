@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from uqbench.errors import CheckpointError
+from uqbench.errors import CheckpointError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in StorageError.NUMBERS:
+            raise StorageError(path, error) from error
         raise
     # The rename itself must survive a power cut; some file systems cannot sync a folder and need not.
     with contextlib.suppress(OSError):

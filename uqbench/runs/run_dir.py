@@ -22,7 +22,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from uqbench.config import digest, require_bounded, yamlfile
-from uqbench.errors import ConfigError, DataError, LockedError, UserError
+from uqbench.errors import ConfigError, DataError, LockedError, StorageError, UserError
 from uqbench.runs import lock, ownership, provenance
 from uqbench.runs.files import BEST, LAYER, TEMPORARY, atomic_write, file_sha256, load_checkpoint, save_checkpoint
 
@@ -198,6 +198,10 @@ class RunDir(Run):
                 self.update(status="failed", finished=provenance.now(), error=f"{kind.__name__}: {error}")
             else:
                 self.update(status="interrupted", finished=provenance.now())
+        except StorageError:
+            if error is None:
+                raise
+            # No room to say more: what is told is why the run failed.
         finally:
             lock.release(self._lock)
 
@@ -388,7 +392,7 @@ def _damaged(path: Path, state: str = "damaged") -> DataError:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path) from error
 

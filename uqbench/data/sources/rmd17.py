@@ -113,7 +113,7 @@ class RMD17(Dataset):
     def _rows(self, folder: Path, part: str) -> NDArray[np.int64]:
         path = folder / _rows_file(part, self.split_index)
         try:
-            rows = np.array([int(line) for line in path.read_text().split()], np.int64)
+            rows = np.array([int(line) for line in path.read_text(encoding="utf-8").split()], np.int64)
         except (OSError, ValueError, OverflowError) as error:
             raise DataError(f"{path}: expected one whole number a line ({error})") from None
         if len(rows) == 0:

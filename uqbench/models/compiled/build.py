@@ -103,7 +103,7 @@ def _folder() -> Path:
 def _key(compiler: str) -> str:
     """Name of the library: another source, compiler or CPU (home folders are shared) needs another one."""
     parts = [
-        *(path.read_text() for path in SOURCES),
+        *(path.read_text(encoding="utf-8") for path in SOURCES),
         *FLAGS,
         THREADS,
         _run([compiler, "--version"]),
@@ -118,7 +118,7 @@ def _cpu() -> str:
     if not info.exists():
         return platform.processor()
     kinds = ("model name", "flags", "Features")
-    return "\n".join(sorted({line for line in info.read_text().splitlines() if line.startswith(kinds)}))
+    return "\n".join(sorted({line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith(kinds)}))
 
 
 def _made(folder: Path) -> str | None:
