@@ -154,8 +154,8 @@ class Engine(Oracle):
         executor: `local` for processes of this machine, `slurm` for a SLURM job for each geometry.
         workers: processes or jobs at once; None for one on each core of this process. threads: of each process.
         timeout_s: wall time for one geometry, in seconds, after which its worker is killed and replaced.
-        memory_gb: private memory of each process (RLIMIT_DATA of Linux), of which Python and its packages take up
-            to 0.1, in 1e9 bytes; the operating system refuses more. None for no limit.
+        memory_gb: private memory of each process (RLIMIT_DATA of Linux), 1e9 bytes, of which Python and its
+            packages take 0.1 to 0.15; the operating system refuses more. None for no limit.
         retries: how often a geometry is tried again whose worker died, hung or ran out of memory, or whose answer is
             not finite, of a wrong shape or implausible.
         max_failed: share of the frames of a data set or a generation that may stay without a label.

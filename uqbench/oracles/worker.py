@@ -23,10 +23,11 @@ from uqbench.config import locate
 from uqbench.errors import UqbenchError
 
 READY, BROKEN, LABEL, FAILED, MEMORY = "ready", "broken", "label", "failed", "memory"
-# How Python, C++, Fortran, LAMMPS, OpenBLAS and programs that an engine starts say that there is no memory left.
+# How Python, C++, Fortran, LAMMPS, OpenBLAS, the dynamic linker and other programs say that there is no memory left.
 NO_MEMORY = re.compile(
     r"MemoryError|bad_alloc|out of memory|exceed memory limit|insufficient (virtual )?memory|memory allocation .*fail"
-    r"|(cannot|could not|failed to|unable to) (re)?allocate|error allocating",
+    r"|(cannot|could not|failed to|unable to) (re)?allocate|error allocating"
+    r"|failed to map segment|cannot map zero-fill pages",
     re.IGNORECASE,
 )
 
