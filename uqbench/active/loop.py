@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from uqbench.figures import proposals as figures
 from uqbench.figures.canvas import render
 from uqbench.inference.prediction_set import predict
 from uqbench.inference.trained_model import TrainedModel
-from uqbench.oracles.base import Labels, Oracle
+from uqbench.oracles.base import Failure, Labels, Oracle
+from uqbench.oracles.plausibility import KnownLabels
 from uqbench.runs.experiment import Experiment
 from uqbench.runs.run_dir import RunDir
 from uqbench.seeding import derive, numpy_generator
@@ -50,7 +51,7 @@ class Loop:
     The run keeps, for each generation k, `data_<k>.npz` (frames and splits, as `dataset=packed` reads them),
     `proposals_<k>.extxyz` (all of them), `history_<k>.parquet` (how they got there), `proposals_<k>.png` and
     `climb_<k>.png`, `selection_<k>.csv` (their fate) and `labels_<k>.csv` (what the model said of the labelled ones,
-    and what the oracle), and the journal.
+    and what the oracle), and the journal. Where the oracle fails `failures_<k>.csv` says why, k = 0 for the data set.
 
     Args:
         generations: trainings; there is one round of proposals less.
@@ -112,11 +113,13 @@ class Loop:
         structures = dataset.load()
         splits = dataset.split(structures)
         check_splits({name: frames for name, frames in splits.items() if len(frames)}, len(structures))
+        self.oracle.check(structures)  # also where it is not asked yet: no generation is trained in vain
         if self.relabel:
             log.info("labelling the %d frames of %s", len(structures), structures.origin)
-            labels = self.oracle.label(structures)
+            labels = self.oracle.label(structures, KnownLabels(structures, energies=False))
             for frame, reason in labels.failures.items():
                 log.warning("frame %d is left out: %s", structures.ids[frame], reason)
+            self._require_enough(labels, 0, "frame", structures.ids.tolist())
             new_index = np.full(len(structures), -1)
             new_index[labels.labelled] = np.arange(len(labels.labelled))
             splits = {name: new_index[frames][new_index[frames] >= 0] for name, frames in splits.items()}
@@ -150,10 +153,12 @@ class Loop:
         remedy = "restore it, or delete the run and repeat it"
         everything = ase_frames(self.run.path / proposed["file"], format="extxyz", index=":", remedy=remedy)
         wanted = [everything[k] for k in proposed["chosen"]]
+        known = KnownLabels(structures, energies=True)
 
         def label() -> tuple[bytes, dict[str, Any]]:
             log.info("generation %d: labelling %d of %d proposals", generation, len(wanted), len(everything))
-            labels = self.oracle.label(wanted)
+            labels = self.oracle.label(wanted, known)
+            self._require_enough(labels, generation, "proposal", proposed["chosen"])
             table = pd.DataFrame({"proposal": proposed["chosen"]})
             table["failure"] = [labels.failures.get(k, "") for k in range(len(wanted))]
             facts = {"labelled": len(labels.labelled), "force_rmse": None}
@@ -164,13 +169,31 @@ class Loop:
         labelled = self.journal.once(generation, "label", f"labels_{generation}.csv", label)
 
         def merge() -> tuple[bytes, dict[str, Any]]:
-            # The oracle remembers what it has labelled.
-            new = self.oracle.label(wanted).structures(f"generation {generation}") if labelled["labelled"] else None
+            new = None
+            if labelled["labelled"]:
+                # The oracle remembers what it has labelled; what it could not label it would try once more.
+                failed = self.run.read_csv(labelled["file"])["failure"].notna()
+                good = [atoms for atoms, lost in zip(wanted, failed, strict=True) if not lost]
+                new = self.oracle.label(good, known).structures(f"generation {generation}")
             joined, joined_splits = self._merged(structures, splits, new, generation)
             return pack(joined, joined_splits), {"frames": {name: len(f) for name, f in joined_splits.items()}}
 
         self.journal.once(generation + 1, "data", self.data_name(generation + 1), merge)
         return _rows(proposed, labelled)
+
+    def _require_enough(self, labels: Labels, generation: int, kind: str, numbers: Sequence[int]) -> None:
+        """Write down which frames have no label, and why; raises OracleError where there are too many of them."""
+        name = f"failures_{generation}.csv"
+        rows = [
+            {kind: number, "attempts": outcome.attempts, "reason": outcome.reason}
+            for number, outcome in zip(numbers, labels.outcomes, strict=True)
+            if isinstance(outcome, Failure)
+        ]
+        if rows:
+            self.run.write_csv(name, pd.DataFrame(rows))
+        else:
+            (self.run.path / name).unlink(missing_ok=True)  # of an earlier attempt
+        labels.require_enough([f"{kind} {number}" for number in numbers], str(self.run.path / name))
 
     def _compare(self, table: pd.DataFrame, labels: Labels, trained: TrainedModel) -> float:
         """Set predictions beside labels, and return the root mean square error of the force components, eV/Å."""

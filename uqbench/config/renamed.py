@@ -29,6 +29,7 @@ RENAMED = {
 # Keys that came later, by dotted name, with what was done before there were any: with that value they change no result,
 # and no run's name.
 ADDED = {"calibration": {"_target_": "uqbench.uq.calibration.Affine"}, "dataset.missing": "refuse"}
+ADDED |= {"oracle.memory_gb": None, "oracle.retries": 0, "oracle.max_failed": 1.0}
 
 _FIRST = {now: before for before, now in RENAMED.items()}
 

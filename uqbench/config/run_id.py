@@ -21,6 +21,9 @@ UNDIGESTED = (
     "*.url",
     "*.workers",
     "*.executor",
+    "*oracle.memory_gb",  # like the next two, whether there is a label, which depends on the machine, and not which one
+    "*oracle.retries",
+    "*oracle.max_failed",
     "training.progress",
     "training.checkpoint_seconds",
     "kernels",  # the same to rounding, like another CPU

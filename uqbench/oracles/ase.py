@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from uqbench.config import locate, require_trusted
+from uqbench.config.annotations import UnitInterval
 from uqbench.errors import ConfigError
 from uqbench.oracles.base import Compute, Engine, single_point
 
@@ -20,7 +21,7 @@ class ASE(Engine):
     Args:
         calculator: such as ase.calculators.emt.EMT. arguments: its keyword arguments.
         revision: any text; another one makes other labels, for files that the calculator reads and that changed.
-        executor, workers, threads, timeout_s, cache: see `Engine`.
+        executor, workers, threads, timeout_s, memory_gb, retries, max_failed, cache: see `Engine`.
     """
 
     def __init__(
@@ -33,12 +34,16 @@ class ASE(Engine):
         workers: PositiveInt | None,
         threads: PositiveInt,
         timeout_s: PositiveFloat,
+        memory_gb: PositiveFloat | None,
+        retries: NonNegativeInt,
+        max_failed: UnitInterval,
         cache: str | None,
     ) -> None:
         require_trusted(calculator, calculator, "oracle.calculator")
         settings = {"calculator": calculator, "arguments": dict(arguments), "revision": revision}
         packages = dict.fromkeys(["ase", calculator.partition(".")[0]])
-        each = {"workers": workers, "threads": threads, "timeout_s": timeout_s}
+        each = {"workers": workers, "threads": threads, "timeout_s": timeout_s, "memory_gb": memory_gb}
+        each |= {"retries": retries, "max_failed": max_failed}
         super().__init__(settings, list(packages), executor=executor, cache=cache, **each)
 
     @staticmethod

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uqbench.errors import ConfigError, OracleError, UqbenchError
-from uqbench.oracles.pool import STARTUP_S, Answer, WorkerPool
+from uqbench.oracles.pool import FAULT, STARTUP_S, Answer, WorkerPool
+from uqbench.oracles.worker import BROKEN
 from uqbench.runs import ownership, slurm
 
 if TYPE_CHECKING:
@@ -23,21 +24,29 @@ FOLDER = {"key": "oracle.executor", "remedy": "set another oracle.cache"}  # of 
 class SlurmPool:
     """Labels geometries as `WorkerPool` does, each in a SLURM job with a worker process of its own.
 
-    Time limits and crashes are thus the worker's, with the same words; the job's own time limit comes a little later.
-    Partition, account and memory are sbatch's: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_MEM_PER_NODE.
+    Limits and crashes are thus the worker's, with the same words; the job's own time limit comes a little later.
+    Partition, account and the memory of a job are sbatch's: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_MEM_PER_NODE.
 
     Args:
-        target, settings, threads, timeout_s: as of `WorkerPool`.
+        target, settings, threads, timeout_s, memory_gb: as of `WorkerPool`.
         workers: jobs at once.
         folder: of the jobs' files, on a file system that all nodes see. Answers are unpickled from there, so nobody
             else may be able to write to it.
     """
 
     def __init__(
-        self, target: str, settings: Mapping[str, Any], *, workers: int, threads: int, timeout_s: float, folder: Path
+        self,
+        target: str,
+        settings: Mapping[str, Any],
+        *,
+        workers: int,
+        threads: int,
+        timeout_s: float,
+        memory_gb: float | None,
+        folder: Path,
     ) -> None:
-        self.target, self.settings = target, dict(settings)
-        self.workers, self.threads, self.timeout_s, self.folder = workers, threads, timeout_s, folder
+        self.target, self.settings, self.workers, self.folder = target, dict(settings), workers, folder
+        self.threads, self.timeout_s, self.memory_gb = threads, timeout_s, memory_gb
 
     def run(self, tasks: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, Answer]]:
         """Yield (key, answer) for every (key, geometry), as they are ready; see `WorkerPool.run`."""
@@ -90,7 +99,7 @@ class SlurmPool:
 
     def _submit(self, executor: Any, geometry: dict[str, Any]) -> Job:
         one = {"target": self.target, "settings": self.settings, "geometry": geometry}
-        limits = {"threads": self.threads, "timeout_s": self.timeout_s}
+        limits = {"threads": self.threads, "timeout_s": self.timeout_s, "memory_gb": self.memory_gb}
         try:
             with ownership.unshared():  # which the job inherits, and so its answer
                 return executor.submit(label_one, **one, **limits, path=sys.path)
@@ -104,32 +113,38 @@ class SlurmPool:
             if state not in slurm.ENDED:
                 continue
             if not slurm.left_behind(job.paths.result_pickle, state):
-                answers.append((key, (False, f"lost: SLURM job {job.job_id} ended as {state}")))
+                answers.append((key, (FAULT, f"lost: SLURM job {job.job_id} ended as {state}")))
                 continue
             slurm.require_ours(job.paths.result_pickle, **FOLDER)
             try:
-                fine, content = job.result()
+                kind, content = job.result()
             except RuntimeError as error:  # uqbench itself did not start there
                 raise OracleError(f"oracle: a SLURM job failed; see {job.paths.stderr}") from error
-            if fine is None:
+            if kind == BROKEN:
                 raise ConfigError(content)
-            answers.append((key, (fine, content)))
+            answers.append((key, (kind, content)))
         return answers
 
 
 def label_one(
-    target: str, settings: Mapping[str, Any], geometry: dict[str, Any], threads: int, timeout_s: float, path: list[str]
-) -> tuple[bool | None, Any]:
-    """Label one geometry in the SLURM job that this is: its answer, or None and why no geometry can have one.
+    target: str,
+    settings: Mapping[str, Any],
+    geometry: dict[str, Any],
+    threads: int,
+    timeout_s: float,
+    memory_gb: float | None,
+    path: list[str],
+) -> Answer:
+    """Label one geometry in the SLURM job that this is: its answer, or BROKEN and why no geometry can have one.
 
     `path` is where the submitting process finds modules, among them a calculator of the user's own.
     """
     sys.path += [entry for entry in path if entry not in sys.path]
-    pool = WorkerPool(target, settings, workers=1, threads=threads, timeout_s=timeout_s)
+    pool = WorkerPool(target, settings, workers=1, threads=threads, timeout_s=timeout_s, memory_gb=memory_gb)
     try:
         [(_, answer)] = pool.run([("", geometry)])
     except UqbenchError as error:
-        return None, str(error)
+        return BROKEN, str(error)
     finally:
         pool.close()
     return answer

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Interval
 from ase import Atoms
 from ase.units import Bohr, Hartree
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from uqbench.config.annotations import UnitInterval
 from uqbench.errors import ConfigError
-from uqbench.oracles.base import Compute, Engine
+from uqbench.oracles import electrons
+from uqbench.oracles.base import Compute, Engine, frames_of
+
+if TYPE_CHECKING:
+    from uqbench.data.structures import Structures
 
 
 class DFT(Engine):
@@ -24,7 +30,7 @@ class DFT(Engine):
         conv_tol: of the energy, Hartree. max_cycle: iterations after which a geometry fails.
         grid_level: 0 to 9. grid_response: derivatives of the grid weights in the forces.
         charge: in e. multiplicity: 2S + 1.
-        executor, workers, threads, timeout_s, cache: see `Engine`.
+        executor, workers, threads, timeout_s, memory_gb, retries, max_failed, cache: see `Engine`.
     """
 
     def __init__(
@@ -44,15 +50,24 @@ class DFT(Engine):
         workers: PositiveInt | None,
         threads: PositiveInt,
         timeout_s: PositiveFloat,
+        memory_gb: PositiveFloat | None,
+        retries: NonNegativeInt,
+        max_failed: UnitInterval,
         cache: str | None,
     ) -> None:
+        self.charge, self.multiplicity = charge, multiplicity
         settings = {"functional": functional, "basis": basis, "dispersion": dispersion}
         settings |= {"auxiliary_basis": auxiliary_basis, "conv_tol": conv_tol, "max_cycle": max_cycle}
         settings |= {"grid_level": grid_level, "grid_response": grid_response}
         settings |= {"charge": charge, "multiplicity": multiplicity}
         packages = ["pyscf", "pyscf-dispersion"] if dispersion else ["pyscf"]
-        each = {"workers": workers, "threads": threads, "timeout_s": timeout_s}
+        each = {"workers": workers, "threads": threads, "timeout_s": timeout_s, "memory_gb": memory_gb}
+        each |= {"retries": retries, "max_failed": max_failed}
         super().__init__(settings, packages, executor=executor, cache=cache, **each)
+
+    def check(self, frames: Sequence[Atoms] | Structures) -> None:
+        """Raise ConfigError where the electrons of a frame do not allow the charge or the multiplicity."""
+        electrons.require_possible(frames_of(frames), self.charge, self.multiplicity, electrons.all_electrons)
 
     @staticmethod
     def engine(**settings: Any) -> Compute:

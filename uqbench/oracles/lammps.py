@@ -9,11 +9,11 @@ import numpy as np
 from ase import Atoms, units
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from uqbench import lammps_library
 from uqbench.config import did_you_mean
-from uqbench.config.annotations import Different
+from uqbench.config.annotations import Different, UnitInterval
 from uqbench.errors import ConfigError
 from uqbench.oracles.base import Compute, Engine
 
@@ -40,7 +40,7 @@ class Lammps(Engine):
         elements: of the LAMMPS types 1, 2, ...; frames with others fail.
         commands: further ones, such as `set type 1 charge 2.4` and `kspace_style ewald 1e-6`.
         revision: any text; another one makes other labels, for a potential file that changed.
-        executor, workers, threads, timeout_s, cache: see `Engine`.
+        executor, workers, threads, timeout_s, memory_gb, retries, max_failed, cache: see `Engine`.
     """
 
     def __init__(
@@ -58,6 +58,9 @@ class Lammps(Engine):
         workers: PositiveInt | None,
         threads: PositiveInt,
         timeout_s: PositiveFloat,
+        memory_gb: PositiveFloat | None,
+        retries: NonNegativeInt,
+        max_failed: UnitInterval,
         cache: str | None,
     ) -> None:
         for element in elements:
@@ -79,7 +82,8 @@ class Lammps(Engine):
         settings = {"units": units, "atom_style": atom_style, "pair_style": pair_style, "potential": potential}
         settings |= {"pair_coeff": list(pair_coeff), "elements": list(elements), "commands": list(commands)}
         settings |= {"revision": revision}
-        each = {"workers": workers, "threads": threads, "timeout_s": timeout_s}
+        each = {"workers": workers, "threads": threads, "timeout_s": timeout_s, "memory_gb": memory_gb}
+        each |= {"retries": retries, "max_failed": max_failed}
         super().__init__(settings, ["lammps"], executor=executor, cache=cache, **each)
 
     @staticmethod

@@ -28,13 +28,17 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from uqbench.errors import ConfigError, OracleError
-from uqbench.oracles.worker import BROKEN, LABEL, READY
+from uqbench.oracles.worker import BROKEN, MEMORY, NO_MEMORY, READY
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 STARTUP_S = 300.0  # imports from a busy network file system can take minutes; no more than that
 
-Answer = tuple[bool, Any]
-"""Whether there is a label; then (energy, forces), or else the reason."""
+FAULT = "fault"
+TIMEOUT, OUT_OF_MEMORY = "timeout", "ran out of memory"  # how such reasons begin
+
+Answer = tuple[str, Any]
+"""LABEL with (energy, forces); FAILED with the reason of an engine that refuses the geometry; or FAULT with what became
+of its worker, which says as much of the machine as of the geometry."""
 
 
 class WorkerPool:
@@ -45,11 +49,21 @@ class WorkerPool:
     Args:
         target: dotted name of the oracle, whose `engine(**settings)` the workers call.
         workers: processes at once. threads: of each. timeout_s: wall time for one geometry, in seconds.
+        memory_gb: of each process, 1e9 bytes; None for no limit.
     """
 
-    def __init__(self, target: str, settings: Mapping[str, Any], *, workers: int, threads: int, timeout_s: float):
+    def __init__(
+        self,
+        target: str,
+        settings: Mapping[str, Any],
+        *,
+        workers: int,
+        threads: int,
+        timeout_s: float,
+        memory_gb: float | None,
+    ) -> None:
         self.target, self.settings = target, dict(settings)
-        self.workers, self.threads, self.timeout_s = workers, threads, timeout_s
+        self.workers, self.threads, self.timeout_s, self.memory_gb = workers, threads, timeout_s, memory_gb
         self._idle: list[Worker] = []
         self._has_started = False
 
@@ -86,7 +100,7 @@ class WorkerPool:
                     except OracleError as error:
                         if not self._has_started:
                             raise
-                        answer = False, str(error)
+                        answer = FAULT, str(error)
                     if answer is None:  # it has started and is at work now
                         self._has_started = True
                         continue
@@ -112,14 +126,16 @@ class WorkerPool:
         return None
 
     def _start(self) -> Worker:
-        return Worker(self.target, self.settings, self.threads, self.timeout_s)
+        return Worker(self.target, self.settings, self.threads, self.timeout_s, self.memory_gb)
 
 
 class Worker:
     """A worker process, seen from its parent. It ends with this object, and with this process however that ends."""
 
-    def __init__(self, target: str, settings: Mapping[str, Any], threads: int, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
+    def __init__(
+        self, target: str, settings: Mapping[str, Any], threads: int, timeout_s: float, memory_gb: float | None
+    ) -> None:
+        self.timeout_s, self.memory_gb = timeout_s, memory_gb
         self.deadline = time.monotonic() + STARTUP_S
         self.starting, self.alive = True, True
         # Appended to, so that the file can be emptied between geometries while the worker holds it open.
@@ -140,7 +156,7 @@ class Worker:
         self.connection = Connection(ours.detach())
         self._finalizer = weakref.finalize(self, _end, self.process, self.connection, self.output)
         with contextlib.suppress(OSError):  # it is dead already: receive() will tell
-            self.connection.send((target, dict(settings)))
+            self.connection.send((target, dict(settings), None if memory_gb is None else int(1e9 * memory_gb)))
 
     def send(self, geometry: Mapping[str, Any]) -> None:
         """Hand over a geometry: the keyword arguments of `ase.Atoms`."""
@@ -158,18 +174,22 @@ class Worker:
             return self._dead()
         if kind == BROKEN:
             self.kill()
+            self._require_memory(content)
             raise ConfigError(f"oracle: cannot be started: {content}")
+        if kind == MEMORY:
+            self.kill()  # what the engine was making is half made
+            return FAULT, self._out_of_memory()
         if kind == READY:
             self.starting, self.deadline = False, time.monotonic() + self.timeout_s
             return None
-        return kind == LABEL, content
+        return kind, content
 
     def expire(self) -> Answer:
         """Kill the worker, which has used up its time."""
         self.kill()
         if self.starting:
             raise OracleError(f"oracle: a worker process did not start within {STARTUP_S:g} s")
-        return False, f"timeout: not done after {self.timeout_s:g} s"
+        return FAULT, f"{TIMEOUT}: not done after {self.timeout_s:g} s"
 
     def kill(self) -> None:
         """End the worker and all that it has started."""
@@ -186,10 +206,23 @@ class Worker:
         last = f" ({words[-1].strip()})" if words else ""
         self.kill()
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        reason = f"crash: the worker process ended {how}{last}"
+        # Native code that does not look at what it was given ends by a signal where there is no memory.
+        limit = "" if self.memory_gb is None else f", with oracle.memory_gb={self.memory_gb:g}"
+        reason = f"crash: the worker process ended {how}{last}{limit}"
         if self.starting:
+            self._require_memory("\n".join(words))
             raise OracleError(f"oracle: {reason} before it had started")
-        return False, reason
+        return FAULT, self._out_of_memory() if NO_MEMORY.search("\n".join(words)) else reason
+
+    def _out_of_memory(self) -> str:
+        return OUT_OF_MEMORY if self.memory_gb is None else f"{OUT_OF_MEMORY} (limit {self.memory_gb:g} GB)"
+
+    def _require_memory(self, words: str) -> None:
+        """Raise ConfigError where an engine has not started, and its last words are of memory."""
+        if self.memory_gb is not None and NO_MEMORY.search(words):
+            raise ConfigError(
+                f"oracle.memory_gb: the engine does not even start within {self.memory_gb:g} GB: raise it"
+            )
 
 
 def _end(process: subprocess.Popen, connection: Connection, output: Any) -> None:

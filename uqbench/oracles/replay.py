@@ -10,9 +10,11 @@ from ase.geometry import find_mic
 from numpy.typing import NDArray
 from pydantic import PositiveFloat
 
+from uqbench.config.annotations import UnitInterval
 from uqbench.data.sources.base import Dataset
 from uqbench.data.structures import Structures
 from uqbench.oracles.base import Failure, Label, Labels, Oracle, frames_of
+from uqbench.oracles.plausibility import KnownLabels
 
 
 class Replay(Oracle):
@@ -23,18 +25,19 @@ class Replay(Oracle):
 
     Args:
         dataset: what to look in. tolerance: largest distance of an atom from that of the data set, Å.
+        max_failed: see `Engine`.
     """
 
-    def __init__(self, *, dataset: Dataset, tolerance: PositiveFloat) -> None:
-        self.dataset, self.tolerance = dataset, tolerance
+    def __init__(self, *, dataset: Dataset, tolerance: PositiveFloat, max_failed: UnitInterval) -> None:
+        self.dataset, self.tolerance, self.max_failed = dataset, tolerance, max_failed
         self._known: dict[bytes, list[int]] | None = None
 
-    def label(self, frames: Sequence[Atoms] | Structures) -> Labels:
-        """Look frames up; raises DataError when the data set cannot be loaded."""
+    def label(self, frames: Sequence[Atoms] | Structures, known: KnownLabels | None = None) -> Labels:
+        """Look frames up; `known` labels judge nothing here. Raises DataError when the data set cannot be loaded."""
         if self._known is None:
             self._load()
         frames = frames_of(frames)
-        return Labels(frames, [self._look_up(atoms) for atoms in frames], computed=0)
+        return Labels(frames, [self._look_up(atoms) for atoms in frames], 0, self.max_failed)
 
     def _load(self) -> None:
         self._structures = s = self.dataset.load()

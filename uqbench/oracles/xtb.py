@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from ase import Atoms
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from uqbench.config.annotations import UnitInterval
 from uqbench.errors import ConfigError
-from uqbench.oracles.base import Compute, Engine, single_point
+from uqbench.oracles import electrons
+from uqbench.oracles.base import Compute, Engine, frames_of, single_point
+
+if TYPE_CHECKING:
+    from uqbench.data.structures import Structures
 
 
 class XTB(Engine):
@@ -19,7 +26,7 @@ class XTB(Engine):
         method: the Hamiltonian. accuracy: of tblite, smaller is tighter. electronic_temperature: K.
         max_iterations: of the self-consistent charges; a geometry that needs more fails.
         charge: in e. multiplicity: 2S + 1.
-        executor, workers, threads, timeout_s, cache: see `Engine`.
+        executor, workers, threads, timeout_s, memory_gb, retries, max_failed, cache: see `Engine`.
     """
 
     def __init__(
@@ -35,12 +42,23 @@ class XTB(Engine):
         workers: PositiveInt | None,
         threads: PositiveInt,
         timeout_s: PositiveFloat,
+        memory_gb: PositiveFloat | None,
+        retries: NonNegativeInt,
+        max_failed: UnitInterval,
         cache: str | None,
     ) -> None:
+        self.charge, self.multiplicity = charge, multiplicity
         settings = {"method": method, "accuracy": accuracy, "electronic_temperature": electronic_temperature}
         settings |= {"max_iterations": max_iterations, "charge": charge, "multiplicity": multiplicity}
-        each = {"workers": workers, "threads": threads, "timeout_s": timeout_s}
+        each = {"workers": workers, "threads": threads, "timeout_s": timeout_s, "memory_gb": memory_gb}
+        each |= {"retries": retries, "max_failed": max_failed}
         super().__init__(settings, ["tblite"], executor=executor, cache=cache, **each)
+
+    def check(self, frames: Sequence[Atoms] | Structures) -> None:
+        """Raise ConfigError where the electrons of a frame do not allow the charge or the multiplicity."""
+        electrons.require_possible(
+            frames_of(frames), self.charge, self.multiplicity, electrons.xtb_electrons, "valence electrons"
+        )
 
     @staticmethod
     def engine(**settings: Any) -> Compute:

@@ -125,6 +125,7 @@ class SilicaGlass(Dataset):
             log.warning(
                 "%d of %d frames have no label, the first is %d: %s", len(labels.failures), len(frames), number, reason
             )
+        labels.require_enough([f"frame {i}" for i in range(len(frames))], "the warnings above")
         # The places of frames tell their splits, also where some have no label.
         return dataclasses.replace(labels.structures(str(folder)), ids=np.array(labels.labelled))
 
