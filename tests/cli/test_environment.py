@@ -49,6 +49,22 @@ def test_output_that_has_no_room_is_one_line(tmp_path):
     assert done.returncode in (1, 120) and "Traceback" not in done.stderr and "No space left" in done.stderr
 
 
+def test_output_that_nobody_reads_is_one_line(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "uqbench", "train", "--cfg", "job"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "nobody reads what is printed" in done.stderr
+
+
+def test_streams_that_the_shell_has_closed_are_opened(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["train", "modle=1"]) == 2
+    assert sys.stderr is not None
+
+
 def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capsys):
     gone = tmp_path / "gone"
     gone.mkdir()

@@ -99,6 +99,16 @@ def test_misdeeds_are_tried_again_as_configured_then_recorded(springs, tmp_path,
     assert not list((tmp_path / "cache").rglob("*.lock"))
 
 
+def test_where_nothing_works_the_rest_is_not_gone_through(springs, tmp_path):
+    frames = dimers(*[EXCEPTION] * 60)
+    with pytest.raises(OracleError, match="first 20 of 60 geometries have all failed, like this one: .*max_failed=1"):
+        springs().label(frames)
+    assert calculations(tmp_path / "log") < 25
+    assert len(springs(max_failed=1.0).label(frames).failures) == 60, "unless it is asked for"
+    few = springs().label([*dimers(1), *frames])
+    assert len(few.failures) == 60 and few.labelled == [0], "something works"
+
+
 def test_a_worker_that_fails_once_gives_a_label(springs, tmp_path):
     frames = dimers(ONCE, 7)
     labels = springs(retries=1).label(frames)

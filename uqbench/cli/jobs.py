@@ -39,6 +39,10 @@ def explain(error: Exception) -> list[str]:
         return [printable(line) for line in str(error).splitlines()] or [type(error).__name__]
     if isinstance(error, OSError) and error.errno in StorageError.NUMBERS:
         return [str(StorageError(error.filename or "to standard output", error))]
+    if isinstance(error, BrokenPipeError) and error.filename is None:
+        # Nor is there anything to flush at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        return ["nobody reads what is printed any more; the same command goes on from what is there"]
     log = log_of(error)
     where = f"traceback in {log}" if log else f"{DEBUG_VARIABLE}=1 shows the traceback"
     return [f"{type(error).__name__}: {printable(' '.join(str(error).split()))} ({where})"]

@@ -9,6 +9,7 @@ its config, `run(cfg)` its entry. Optional are
 
 import argparse
 import ast
+import contextlib
 import importlib
 import io
 import os
@@ -67,6 +68,7 @@ flags:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code."""
+    _open_streams()
     # A terminal that cannot show a sign shows another one; the standard error does so by itself.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower().replace("-", "") != "utf8":
         sys.stdout.reconfigure(errors="replace")
@@ -113,6 +115,17 @@ def _dispatch(argv: list[str]) -> int:
     return _run_command(argv[0], known[argv[0]], argv[1:])
 
 
+def _open_streams() -> None:
+    """Open what the shell has closed: no other file may come to stand where messages go."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(descriptor)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", encoding="utf-8", closefd=False))
+
+
 def _check_environment() -> None:
     """Refuse a working directory that is gone, and numbers of threads at which libraries fail when imported."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
@@ -130,6 +143,8 @@ def _run_command(command: str, line: str, argv: list[str]) -> int:
     from uqbench.cli.overrides import Request
 
     _check_environment()
+    # Figures go to files alone, and a backend that is not there would end the run.
+    os.environ["MPLBACKEND"] = "agg"
     flags = _parse_flags(command, argv)
     with open_hydra(command, flags.config_dir) as hydra:
         request = Request(hydra.config_loader, command, flags.overrides, flags.multirun)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2  # between looks at what another process is labelling
+FIRST_FAILED = 20  # geometries without any label after which a larger number is not gone through
 REMEDIES = {TIMEOUT: "oracle.timeout_s", OUT_OF_MEMORY: "oracle.memory_gb"}  # by how a reason begins
 
 Compute = Callable[[Atoms], tuple[float, NDArray[np.float64]]]
@@ -242,6 +243,8 @@ class Engine(Oracle):
                         if kind == LABEL:
                             label = Label(*content)
                             reason, again = _objection(label, missing[key], known), True
+                        if reason is not None and not computed:
+                            self._require_one(attempts.total(), len(wanted), reason)
                         if reason is None:
                             self.cache.write(key, missing[key], label)
                             outcomes[key] = label
@@ -260,6 +263,14 @@ class Engine(Oracle):
             if missing and before == (len(outcomes), attempts.total()):
                 time.sleep(POLL_S)
         return outcomes, computed
+
+    def _require_one(self, failed: int, total: int, reason: str) -> None:
+        """Raise OracleError where many of a larger number have failed and not one has a label."""
+        if failed == FIRST_FAILED < total and self.max_failed < 1:
+            raise OracleError(
+                f"oracle: the first {failed} of {total} geometries have all failed, like this one: {reason}; look at "
+                "the settings of the oracle, or go on whatever happens with oracle.max_failed=1"
+            )
 
     def _read(self, key: str, geometry: Geometry, known: KnownLabels | None) -> Label | None:
         """The label in the cache, unless it is one that would not be taken today."""
