@@ -9,7 +9,6 @@ its config, `run(cfg)` its entry. Optional are
 
 import argparse
 import ast
-import contextlib
 import importlib
 import io
 import os
@@ -119,11 +118,11 @@ def _open_streams() -> None:
     """Open what the shell has closed: no other file may come to stand where messages go."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            with contextlib.suppress(OSError):
+            try:
                 os.fstat(descriptor)
-                continue
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-            setattr(sys, name, open(descriptor, "w" if descriptor else "r", encoding="utf-8", closefd=False))
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            setattr(sys, name, open(os.devnull, "w" if descriptor else "r", encoding="utf-8"))
 
 
 def _check_environment() -> None:
