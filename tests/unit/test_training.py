@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -130,6 +131,22 @@ def test_signal_in_mid_epoch_loses_no_step(parts, tmp_path, number, monkeypatch)
             fit(parts, tmp_path / "cut", **settings)
         assert len(steps) == launch + 1
     fit(parts, tmp_path / "cut", **settings)  # no step is left, but the last validation is
+    assert_equal_runs(tmp_path / "uncut", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("left", ["nothing", "what an earlier epoch was best at"])
+def test_killed_between_its_last_two_files_a_training_makes_the_others_anew(left, parts, tmp_path):
+    settings = {"epochs": 3, "checkpoint_seconds": 0.0}
+    fit(parts, tmp_path / "uncut", **settings)
+    fit(parts, tmp_path / "cut", **settings)
+    if left == "nothing":
+        (tmp_path / "cut" / "best.pt").unlink()
+        (tmp_path / "cut" / "history.csv").unlink()
+    else:
+        fit(parts, tmp_path / "early", **settings | {"epochs": 1})
+        for name in ("best.pt", "history.csv"):
+            shutil.copy(tmp_path / "early" / name, tmp_path / "cut" / name)
+    fit(parts, tmp_path / "cut", **settings)
     assert_equal_runs(tmp_path / "uncut", tmp_path / "cut")
 
 

@@ -70,12 +70,15 @@ class Checkpoints:
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(content[name])
-            return TrainingState(**content["state"])
+            state = TrainingState(**content["state"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(
                 f"{self.folder / LAST} does not belong to this model ({reason}); delete the run to start again"
             ) from error
+        # A process that was killed just after last.pt has left the others as they were before, or not at all.
+        self._remake(state)
+        return state
 
     def save(self, state: TrainingState, *, final: bool) -> None:
         """Write a checkpoint when it is due; the last one before best.pt, which can be remade from it."""
@@ -85,7 +88,11 @@ class Checkpoints:
         fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         save_checkpoint(self.folder / LAST, content | {"state": fields})
         self._saved = time.monotonic()
-        if state.best is None:  # still in the first epoch
+        self._remake(state)
+
+    def _remake(self, state: TrainingState) -> None:
+        """Write what follows from the state, unless it is still in the first epoch."""
+        if not self.writes or state.best is None:
             return
         save_checkpoint(self.folder / BEST, state.best)
         with atomic_write(self.folder / HISTORY) as path:
