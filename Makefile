@@ -33,7 +33,7 @@ BASELINES_mini := ensemble,gmm
 BASELINES_paper := $(METHODS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kills test-portable lint bench reproduce reproduce-rmd17 reproduce-ammonia reproduce-silica reproduce-zeolite clean
+.PHONY: help setup demo test test-fuzz test-kills test-portable lint bench reproduce reproduce-rmd17 reproduce-ammonia reproduce-silica reproduce-zeolite clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ test-portable: $(VENV)/.dev ## run the tests that compute with other instruction
 
 # kill -9 at random moments of training, fit, active learning, sweep and report: make test-kills KILLS=10
 KILLS ?= 10
+test-fuzz: $(VENV)/.dev ## try wrong values for every key of active learning, oracles and evaluations (half an hour)
+	UQBENCH_FUZZ=1 $(BIN)/python -m pytest -m "" -s tests/slow/fuzz
+
 test-kills: $(VENV)/.dev ## kill every command at random moments and compare what the repeated one makes
 	UQBENCH_KILLS=$(KILLS) $(BIN)/python -m pytest -m "" -n 0 -s tests/slow/test_kills.py
 

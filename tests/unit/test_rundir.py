@@ -141,6 +141,41 @@ time.sleep(60)
 """
 
 
+SLOW_DISK = """
+import os, sys, time
+from omegaconf import OmegaConf
+from uqbench.errors import LockedError
+from uqbench.runs.run_dir import RunDir
+def slowly(call):
+    def delayed(*arguments, **keywords):
+        time.sleep(0.02)
+        return call(*arguments, **keywords)
+    return delayed
+for name in ("open", "replace", "fsync", "mkdir", "stat"):
+    setattr(os, name, slowly(getattr(os, name)))
+config = OmegaConf.create({"command": "train", "seed": 3, "outputs": "o", "training": {"lr": 1e-3}})
+labels = {"command": "train", "dataset": "d", "backbone": "b", "uq": "u", "seed": 3}
+try:
+    with RunDir.open(root=sys.argv[1], config=config, **labels) as run:
+        run.write_text("winner", str(os.getpid()))
+        time.sleep(4.0)
+        run.finish()
+        print(os.getpid())
+except LockedError as error:
+    assert "in use" in str(error)
+"""
+
+
+def test_of_several_at_once_on_a_slow_disk_one_wins(tmp_path):
+    command = [sys.executable, "-c", SLOW_DISK, str(tmp_path / "outputs")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    (winner,) = [text.strip() for text in said if text]
+    (path,) = tmp_path.rglob("winner")
+    assert path.read_text() == winner and run_dir.read(path.parent).done
+
+
 def test_a_killed_holder_leaves_no_lock_even_when_its_forked_child_lives_on(tmp_path):
     path = str(Path(run_dir.__file__).parents[2])
     line = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
