@@ -50,6 +50,10 @@ for line in sys.stdin:
     sys.stdin = open(0)
     if order["cpu"] is not None:
         resource.setrlimit(resource.RLIMIT_CPU, (order["cpu"], order["cpu"]))
+    if order["memory"] is not None:
+        used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+        limit = 1024 * used + order["memory"]
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     if not order["figures"]:
         for module in (uqbench.active.loop, *(getattr(uqbench.evaluations, name) for name in ("md", "metrics", "neb"))):
             module.render = lambda drawings: {}
@@ -126,13 +130,20 @@ class Program:
         return json.loads(self._server.stdout.readline())
 
     def start(
-        self, arguments: list[str], *, cpu: int | None = None, figures: bool = True, folder: str | None = None
+        self,
+        arguments: list[str],
+        *,
+        cpu: int | None = None,
+        memory: int | None = None,
+        figures: bool = True,
+        folder: str | None = None,
     ) -> Process:
         """Start the program with the present environment.
 
         Args:
             arguments: of the command line.
             cpu: seconds of CPU time after which it is killed.
+            memory: bytes that it may take beside those of the process that it is a fork of (`ulimit -d`).
             figures: whether evaluations draw their figures, most of the time of a tiny run.
             folder: that it works in; None for the present one.
         """
@@ -142,7 +153,8 @@ class Program:
         streams = {name: str(streams_folder / name) for name in ("out", "err")}
         for path in streams.values():
             Path(path).touch()
-        order = {"arguments": arguments, "folder": folder or os.getcwd(), "environment": dict(os.environ), "cpu": cpu}
+        order = {"arguments": arguments, "folder": folder or os.getcwd(), "environment": dict(os.environ)}
+        order |= {"cpu": cpu, "memory": memory}
         return Process(self, self.ask(order | streams | {"figures": figures})["pid"], streams_folder)
 
     @contextlib.contextmanager

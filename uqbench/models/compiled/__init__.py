@@ -14,4 +14,14 @@ from uqbench.models.compiled.painn import painn_message, painn_mix, painn_norm
 from uqbench.models.compiled.pairs import Pairs
 from uqbench.models.compiled.schnet import schnet_message
 
-__all__ = ["Pairs", "Wanted", "painn_message", "painn_mix", "painn_norm", "schnet_message", "scratch_peak", "use", "using"]
+__all__ = [
+    "Pairs",
+    "Wanted",
+    "painn_message",
+    "painn_mix",
+    "painn_norm",
+    "schnet_message",
+    "scratch_peak",
+    "use",
+    "using",
+]
