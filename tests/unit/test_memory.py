@@ -17,7 +17,7 @@ from uqbench.models.compiled import build
 from uqbench.runs import memory
 from uqbench.runs.memory import Available
 from uqbench.training import loop
-from uqbench.training.loop import POINT_LOSSES, BatchLoss, train
+from uqbench.training.loop import BatchLoss, train
 from uqbench.training.memory import ALLOWANCE, Allocations, Load, Need, forecast, prediction_batch
 
 pytestmark = pytest.mark.numerics
@@ -265,6 +265,7 @@ def test_where_no_system_says_nothing_is_known(tmp_path, monkeypatch):
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("std::bad_alloc"),
+        torch.OutOfMemoryError("CUDA out of memory."),
         OSError(12, "Cannot allocate memory"),
     ],
 )

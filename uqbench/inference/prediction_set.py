@@ -262,8 +262,8 @@ def predict(
             traceback.clear_frames(error.__traceback__)
             if min(size, len(graphs)) == 1:
                 raise OutOfMemory(
-                    f"{structures.origin}: predicting ran out of memory with one frame a time; free some and repeat the "
-                    "command, or take a smaller model or smaller frames"
+                    f"{structures.origin}: predicting ran out of memory with one frame a time; free some and repeat "
+                    "the command, or take a smaller model or smaller frames"
                 ) from error
         size = min(size, len(graphs)) // 2
         log.warning("predicting ran out of memory; going on with %d frames a time", size)

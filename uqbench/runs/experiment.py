@@ -203,7 +203,7 @@ class Experiment:
     def _forecast(
         self, run: RunDir, method: Method, parts: Mapping[str, Structures], settings: Training
     ) -> Forecast | None:
-        """Predict the memory of a training that is not over, and refuse one that cannot fit; None where nobody knows."""
+        """Predict the memory of a training that is not over, and refuse what cannot fit; None where nobody knows."""
         from uqbench.runs.checkpoints import trained
         from uqbench.training.loop import device_of
         from uqbench.training.memory import forecast

@@ -41,8 +41,8 @@ class Available:
 def available(device: str = "cpu") -> Available | None:
     """Return what this process can still get of the device's memory, by the tightest limit; None where nobody says.
 
-    On a CPU: of the machine's memory, swap excluded, of control groups' (versions 1 and 2), and by `ulimit -v` and `-d`.
-    What the process has freed and keeps counts as available.
+    On a CPU: of the machine's memory, swap excluded, of control groups' (versions 1 and 2), and by `ulimit -v` and
+    `-d`. What the process has freed and keeps counts as available.
     """
     if device.startswith("cuda"):
         torch = sys.modules["torch"]

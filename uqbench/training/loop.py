@@ -45,11 +45,11 @@ def train(
 ) -> None:
     """Train a method and leave best.pt, last.pt and history.csv in `folder`; go on from last.pt where it exists.
 
-    validation_batch: frames a time in the validation, where not as many as usual fit into memory; a checkpoint keeps it.
-
     On one CPU process the result depends on the arguments only, however often the run was interrupted. Raises
     DataError for frames without labels, TrainingError when a loss or a gradient is not finite, KeyboardInterrupt after
     a checkpoint when asked to stop.
+
+    validation_batch: frames a time in the validation, where not as many as usual fit; checkpoints keep it.
     """
     for frames in (training, validation):
         frames.require_labels()

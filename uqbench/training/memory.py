@@ -32,9 +32,9 @@ from uqbench.training.settings import Training
 from uqbench.uq.base import Method, UQMethod
 
 SAMPLE = 32  # frames whose neighbours are counted; the rest is taken to be like them
-PAIR_LISTS = 80  # bytes of each pair while neighbour lists are joined: 40 in those of the frames, 40 in the joined ones
-# Measured (docs/performance.md): memory that a call takes over the bytes that are counted. The rest is what functions of
-# torch allocate within, and what lies unused between allocations.
+PAIR_LISTS = 80  # bytes of each pair while neighbour lists are joined: 40 in those of the frames, 40 in the joined one
+# Measured (docs/performance.md): memory that a call takes over the bytes that are counted. The rest is what functions
+# of torch allocate within, and what lies unused between allocations.
 ALLOWANCE = 1.4
 # A batch size is recommended if this times what it is predicted to need is there: the largest that was measured of it.
 MARGIN = 1.6
