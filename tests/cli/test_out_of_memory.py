@@ -39,12 +39,6 @@ def limited(monkeypatch, size):
             r"training\.batch_size: 4 frames a step need about \d+ MB, but 4 MB are available \(of this test\); "
             r"not even one frame fits: choose .*",
         ),
-        (50_000, ["dataset.n_train=600"], r"dataset: the frames and their neighbours need about \d+ MB, but 0 MB .*"),
-        (
-            1_000_000,
-            ["backbone.features=128"],
-            r"backbone: its weights and their optimiser need about \d+ MB, but 1 MB .*",
-        ),
     ],
 )
 def test_what_cannot_fit_is_refused_and_leaves_nothing(size, changes, line, tmp_path, monkeypatch, capsys):

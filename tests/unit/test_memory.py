@@ -11,14 +11,14 @@ import torch
 from helpers import KERNELS, graphs_of, short_training, small_method
 from torch.nn.functional import silu
 
-from uqbench.errors import OutOfMemory
+from uqbench.errors import ConfigError, OutOfMemory
 from uqbench.inference.prediction_set import predict
 from uqbench.models.compiled import build
 from uqbench.runs import memory
 from uqbench.runs.memory import Available
 from uqbench.training import loop
 from uqbench.training.loop import BatchLoss, train
-from uqbench.training.memory import ALLOWANCE, Allocations, Load, Need, forecast, prediction_batch
+from uqbench.training.memory import ALLOWANCE, Allocations, Forecast, Load, Need, forecast, prediction_batch
 
 pytestmark = pytest.mark.numerics
 PLENTY = Available(10**12, "of this test")
@@ -98,6 +98,39 @@ def test_batches_of_unequal_frames_are_weighed(ethanol):
     for budget in (0.5, 1.0, 5.0, 1e9):
         n = load.frames(Need(0.0, 1.0), budget)
         assert (n == 0 or load.of(n) <= budget) and (n == 100 or load.of(n + 1) > budget)
+
+
+# ------------------------------------------------------------------------------------------- what is refused
+
+
+def predicted(ethanol, **changes):
+    """A forecast in MB: 10 of neighbour lists, 2 of frames, 3 of weights, 1 + 2 a frame of a step; 26 with 10 frames."""
+    needs = {"lists": 10e6, "graphs": 2e6, "weights": 3e6, "step": Need(1e6, 2e6), "validation": Need(0.0, 1e5)}
+    load = Load(ethanol)
+    common = {"settings": short_training(batch_size=10), "load": load, "validation_load": load, "device": "cpu"}
+    return Forecast(**common, **needs | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "available", "line"),
+    [
+        ({}, 25e6, r"training.batch_size: 10 frames .* 26 MB, but 25 MB .* the largest batch_size sure to fit is 4$"),
+        ({}, 11e6, r"training.batch_size: 10 frames a step need about 26 MB, but 11 MB .*not even one frame fits"),
+        ({"weights": 3e7}, 11e6, r"backbone: its weights and their optimiser need about 53 MB, but 11 MB .*"),
+        ({"lists": 3e7}, 11e6, r"dataset: the frames and their neighbours need about 30 MB, but 11 MB .*"),
+    ],
+)
+def test_what_does_not_fit_is_named(ethanol, changes, available, line):
+    forecasted = predicted(ethanol, **changes)
+    with pytest.raises(ConfigError, match=line):
+        forecasted.require(Available(int(available), "of this test"))
+    forecasted.require(Available(int(forecasted.peak), "of this test"))
+
+
+def test_validations_are_smaller_only_where_they_do_not_fit(ethanol):
+    forecasted = predicted(ethanol)  # 5 MB and 0.1 for each of 60 frames
+    assert forecasted.validation_batch(Available(11_000_000, "of this test")) is None
+    assert forecasted.validation_batch(Available(10_000_000, "of this test")) == 12  # (10 / 1.6 - 5) / 0.1
 
 
 # ------------------------------------------------------------------------------------- nothing notices
