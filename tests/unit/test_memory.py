@@ -104,7 +104,7 @@ def test_batches_of_unequal_frames_are_weighed(ethanol):
 
 
 def predicted(ethanol, **changes):
-    """A forecast in MB: 10 of neighbour lists, 2 of frames, 3 of weights, 1 + 2 a frame of a step; 26 with 10 frames."""
+    """A forecast in MB: 10 of neighbour lists, 2 of frames, 3 of weights, 1 + 2 a frame of a step; 26 for ten."""
     needs = {"lists": 10e6, "graphs": 2e6, "weights": 3e6, "step": Need(1e6, 2e6), "validation": Need(0.0, 1e5)}
     load = Load(ethanol)
     common = {"settings": short_training(batch_size=10), "load": load, "validation_load": load, "device": "cpu"}
