@@ -50,6 +50,10 @@ for line in sys.stdin:
     sys.stdin = open(0)
     for name, limit in order["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
+    if order["memory"] is not None:
+        used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+        limit = 1024 * used + order["memory"]
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     if not order["figures"]:
         for module in (uqbench.active.loop, *(getattr(uqbench.evaluations, name) for name in ("md", "metrics", "neb"))):
             module.render = lambda drawings: {}
@@ -130,6 +134,7 @@ class Program:
         arguments: list[str],
         *,
         limits: Mapping[str, int] | None = None,
+        memory: int | None = None,
         figures: bool = True,
         folder: str | None = None,
     ) -> Process:
@@ -138,6 +143,7 @@ class Program:
         Args:
             arguments: of the command line.
             limits: of the operating system by name, such as RLIMIT_CPU, seconds after which it is killed.
+            memory: bytes that it may take beside those of the process that it is a fork of (`ulimit -d`).
             figures: whether evaluations draw their figures, most of the time of a tiny run.
             folder: that it works in; None for the present one.
         """
@@ -148,7 +154,7 @@ class Program:
         for path in streams.values():
             Path(path).touch()
         order = {"arguments": arguments, "folder": folder or os.getcwd(), "environment": dict(os.environ)}
-        order["limits"] = dict(limits or {})
+        order |= {"limits": dict(limits or {}), "memory": memory}
         return Process(self, self.ask(order | streams | {"figures": figures})["pid"], streams_folder)
 
     @contextlib.contextmanager

@@ -55,5 +55,9 @@ class TrainingError(UqbenchError):
     """Training that cannot go on, such as a non-finite loss."""
 
 
+class OutOfMemory(UqbenchError):
+    """A computation for which there was no memory."""
+
+
 class OracleError(UqbenchError):
     """An oracle that cannot label anything at all."""

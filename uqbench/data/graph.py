@@ -101,6 +101,16 @@ class GraphSet:
         """Atoms of each frame, (S,)."""
         return self._ptr.diff()
 
+    @property
+    def n_pairs(self) -> Tensor:
+        """Pairs of neighbours of each frame, (S,)."""
+        return self._pair_ptr.diff()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+
     def batch(self, frames: Tensor | np.ndarray | list[int]) -> Batch:
         """Return the frames with these indices (S,), in this order, as one graph."""
         index = torch.as_tensor(frames, dtype=torch.int64).to(self._ptr.device)

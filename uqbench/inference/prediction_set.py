@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,14 @@ from numpy.typing import NDArray
 
 from uqbench.data.graph import GraphSet
 from uqbench.data.structures import Structures, Systems
-from uqbench.errors import DataError, TrainingError
+from uqbench.errors import DataError, OutOfMemory, TrainingError
 from uqbench.inference import formats
 from uqbench.inference.calibration import Calibration
+from uqbench.runs import memory
+from uqbench.training.memory import prediction_batch
 from uqbench.uq.base import Prediction, UQMethod
+
+log = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 
@@ -236,12 +242,39 @@ def predict(
 ) -> PredictionSet:
     """Predict all structures in batches; raises TrainingError when a prediction is not finite.
 
-    `timed` takes the time of it, for which the first batch is computed twice.
+    Batches are smaller than asked for where these are predicted not to fit into memory, or did not; it is logged, and
+    the predictions are the same to rounding. Raises OutOfMemory where there is none for a single frame. `timed` takes
+    the time of it, for which the first batch is computed twice.
     """
     method = method.to(device).eval()
     graphs = GraphSet(structures, method.potential.backbone.cutoff, dtype=method.potential.scale.dtype, device=device)
-    batches = graphs.batches(batch_size)
-    seconds = None
+    size = prediction_batch(method, graphs, structures, batch_size, device)
+    if size < batch_size:
+        log.warning("memory is scarce: predicting %d frames a time", size)
+    while True:
+        try:
+            parts, seconds = _predict(method, graphs, size, device, timed)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not memory.exhausted(error):
+                raise
+            # What was computed hangs on the error: it is to make room.
+            traceback.clear_frames(error.__traceback__)
+            if min(size, len(graphs)) == 1:
+                raise OutOfMemory(
+                    f"{structures.origin}: predicting ran out of memory with one frame a time; free some and repeat "
+                    "the command, or take a smaller model or smaller frames"
+                ) from error
+        size = min(size, len(graphs)) // 2
+        log.warning("predicting ran out of memory; going on with %d frames a time", size)
+    return PredictionSet.of(parts, structures, seconds=seconds, calibration=calibration)
+
+
+def _predict(
+    method: UQMethod, graphs: GraphSet, batch_size: int, device: str | torch.device, timed: bool
+) -> tuple[list[Prediction], float | None]:
+    """Return the predictions of all batches, and the seconds that they took if they are timed."""
+    batches, seconds = graphs.batches(batch_size), None
     with torch.no_grad():
         if timed:
             method.predict(batches[0])  # warms up caches and kernels, so that the time below is that of the work
@@ -251,7 +284,7 @@ def predict(
         if timed:
             _synchronise(device)
             seconds = time.perf_counter() - start
-    return PredictionSet.of(parts, structures, seconds=seconds, calibration=calibration)
+    return parts, seconds
 
 
 def _synchronise(device: str | torch.device) -> None:

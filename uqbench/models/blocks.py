@@ -21,7 +21,10 @@ from uqbench.data.graph import COINCIDENT, Batch
 from uqbench.errors import DataError
 from uqbench.models.compiled import Pairs, Wanted
 from uqbench.models.compiled.activation import ACTIVATIONS
+from uqbench.runs import memory
 from uqbench.seeding import torch_generator
+
+LARGE = 2**26  # bytes of weights that are looked at before they are drawn
 
 
 class Initialiser:
@@ -41,11 +44,13 @@ class Initialiser:
         self._generators = [torch_generator(seed, "init", first_member + m) for m in range(count)]
 
     def uniform(self, shape: tuple[int, ...], bound: float) -> nn.Parameter:
-        """Return a parameter ([members,] *shape) drawn from U(-bound, bound)."""
+        """Return a parameter ([members,] *shape) drawn from U(-bound, bound); MemoryError where it does not fit."""
+        self._require_memory(shape)
         return self._stack([(torch.rand(shape, generator=g) * 2 - 1) * bound for g in self._generators])
 
     def normal(self, shape: tuple[int, ...], std: float) -> nn.Parameter:
-        """Return a parameter ([members,] *shape) drawn from N(0, std²)."""
+        """Return a parameter ([members,] *shape) drawn from N(0, std²); MemoryError where it does not fit."""
+        self._require_memory(shape)
         return self._stack([torch.randn(shape, generator=g) * std for g in self._generators])
 
     def zeros(self, shape: tuple[int, ...]) -> nn.Parameter:
@@ -55,6 +60,13 @@ class Initialiser:
     def seeds(self) -> list[int]:
         """Draw one integer per member from its stream, for libraries that seed generators of their own."""
         return [int(torch.randint(2**62, (), generator=g)) for g in self._generators]
+
+    def _require_memory(self, shape: tuple[int, ...]) -> None:
+        # Systems promise more memory than there is, and kill who uses it.
+        size = math.prod(shape) * len(self._generators) * torch.get_default_dtype().itemsize
+        available = memory.available() if size > LARGE else None
+        if available is not None and 2 * size > available.bytes:  # the draws of the members, and what they become
+            raise MemoryError(f"weights of {memory.readable(size)}, {memory.readable(available.bytes)} are available")
 
     def _stack(self, draws: list[Tensor]) -> nn.Parameter:
         return nn.Parameter(draws[0] if self.members is None else torch.stack(draws))

@@ -25,6 +25,8 @@ class TrainingState:
         epoch: epochs done.
         step: steps done of the epoch after those. totals: what `training.Totals` has summed up over them.
         seconds: spent so far, over all interruptions.
+        validation_batch: frames a time in the validation, which has a part in the last bits of its losses; None where
+            that is as the settings say.
         stopped: whether it has ended before its last epoch.
         history: one row per epoch; holds nothing that depends on the clock, so that it repeats to the bit.
         best_loss, best: lowest validation loss and the method's state there.
@@ -34,6 +36,7 @@ class TrainingState:
     step: int = 0
     totals: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
+    validation_batch: int | None = None
     stopped: bool = False
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     best_loss: float = math.inf
@@ -108,6 +111,14 @@ def load_best(folder: Path, method: nn.Module) -> dict[str, torch.Tensor]:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{folder / BEST} does not belong to this model ({reason})") from error
     return content
+
+
+def trained(folder: Path, epochs: int) -> bool:
+    """Return whether a training of so many epochs has come to its end in a folder."""
+    if not (folder / LAST).exists():
+        return False
+    state = load_checkpoint(folder / LAST)["state"]
+    return state["stopped"] or state["epoch"] >= epochs
 
 
 def seconds_trained(folder: Path) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import traceback
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from uqbench import config
 from uqbench.config import did_you_mean
 from uqbench.data.sources import OUT_OF_DOMAIN
-from uqbench.errors import ConfigError, DataError, LockedError, UserError
-from uqbench.runs import metrics_table, run_dir
+from uqbench.errors import ConfigError, DataError, LockedError, OutOfMemory, UserError
+from uqbench.runs import memory, metrics_table, run_dir
 from uqbench.runs.evaluation import (
     dataset_of_run,
     device_of_run,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from uqbench.evaluations.base import Rows
     from uqbench.evaluations.metrics import Metrics
     from uqbench.inference.trained_model import TrainedModel
+    from uqbench.training.memory import Forecast
+    from uqbench.training.settings import Training
     from uqbench.uq.base import Method
 
 log = logging.getLogger(__name__)
@@ -181,8 +184,9 @@ class Experiment:
         run.update(device=device, labels=self.labels, choices=self.choices)
         # What is wrong with a network shows when it is built: before the first file, so that nothing stays behind.
         method = build_method(plain(self.cfg) if layered else self.cfg, Normalisation.fit(parts["train"]))
+        forecast = self._forecast(run, method, parts, settings)
         _record_splits(run, splits)
-        self._train(run, method, parts, settings)
+        self._train(run, method, parts, settings, forecast)
         if layered:
             # The generations of a run are no sweep over layers: each keeps its model beside its layer.
             self._fit(run, run, parts["train"], evaluation, device)
@@ -196,23 +200,78 @@ class Experiment:
         cfg.evaluations = {}
         return Experiment(cfg, self.choices | {"uq": PLAIN}, self.dataset).train(made_for="layers")
 
-    def _train(self, run: RunDir, method: Method, parts: Mapping[str, Structures], settings: Any) -> None:
-        from uqbench.runs.checkpoints import seconds_trained
-        from uqbench.training.loop import train
+    def _forecast(
+        self, run: RunDir, method: Method, parts: Mapping[str, Structures], settings: Training
+    ) -> Forecast | None:
+        """Predict the memory of a training that is not over, and refuse what cannot fit.
 
-        with run.stage("train"):
-            train(method, parts["train"], parts["validation"], settings, self.cfg.seed, run.path)
+        None where nobody knows what there is, or where there is more than enough.
+        """
+        from uqbench.runs.checkpoints import trained
+        from uqbench.training.loop import device_of
+        from uqbench.training.memory import ample, forecast
+
+        available, used = memory.available(device_of(settings)), [parts["train"], parts["validation"]]
+        if available is None or ample(method, settings.batch_size, used, available):
+            return None
+        if trained(run.path, settings.epochs):
+            return None
+        predicted = forecast(method, *used, settings, self.cfg.seed, available)
+        predicted.require(available)
+        return predicted
+
+    def _train(
+        self,
+        run: RunDir,
+        method: Method,
+        parts: Mapping[str, Structures],
+        settings: Training,
+        forecast: Forecast | None,
+    ) -> None:
+        from uqbench.runs.checkpoints import seconds_trained
+        from uqbench.training.loop import device_of, train
+        from uqbench.training.memory import forecast as predict_memory
+
+        available = None if forecast is None else memory.available(forecast.device)
+        validation_batch = None if available is None else forecast.validation_batch(available)
+        if validation_batch:
+            log.warning("memory is scarce: validating %d frames a time", validation_batch)
+        try:
+            with run.stage("train"):
+                train(method, parts["train"], parts["validation"], settings, self.cfg.seed, run.path, validation_batch)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.exhausted(error):
+                raise
+            # What the training has allocated hangs on the error, and is to count as available.
+            traceback.clear_frames(error.__traceback__)
+            available = memory.available(device_of(settings))
+            if available is None:
+                raise OutOfMemory(
+                    f"training ran out of memory with training.batch_size={settings.batch_size}"
+                ) from error
+            if forecast is None:
+                used = parts["train"], parts["validation"]
+                forecast = predict_memory(method, *used, settings, self.cfg.seed, available)
+            raise forecast.failure(available) from error
         # What a killed process did before its last checkpoint is known to that alone.
         run.add_seconds("train", max(0.0, seconds_trained(run.path) - run.info["seconds"]["train"]))
 
     def _fit(self, run: RunDir, model: Run, training: Structures, evaluation: Metrics, device: str) -> None:
         from uqbench.uq.io import fit_layer
 
-        with run.stage("fit"):
-            layer = fit_layer(
-                self.cfg, run, model, training, device=device, batch_size=evaluation.batch_size, seed=self.cfg.seed
-            )
-            run.save_checkpoint(LAYER, {"layer": layer.fitted_state()})
+        given = {"device": device, "batch_size": evaluation.batch_size, "seed": self.cfg.seed}
+        try:
+            with run.stage("fit"):
+                layer = fit_layer(self.cfg, run, model, training, **given)
+                run.save_checkpoint(LAYER, {"layer": layer.fitted_state()})
+        except (RuntimeError, MemoryError) as error:
+            size = min(evaluation.batch_size, len(training))
+            if not memory.exhausted(error) or size == 1:
+                raise
+            raise OutOfMemory(
+                f"fitting the layer ran out of memory with evaluation.batch_size={evaluation.batch_size}; less takes: "
+                f"uqbench fit run={model.path} uq={self.labels['uq']} evaluation.batch_size={size // 2}"
+            ) from error
 
     def _finish(
         self,

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,8 @@ from uqbench.data.graph import GraphSet
 from uqbench.data.structures import Structures
 from uqbench.errors import ConfigError, TrainingError
 from uqbench.progress import Progress
-from uqbench.runs import signals
-from uqbench.runs.checkpoints import Checkpoints
+from uqbench.runs import memory, signals
+from uqbench.runs.checkpoints import Checkpoints, TrainingState
 from uqbench.seeding import torch_generator
 from uqbench.training.schedule import Schedule
 from uqbench.training.settings import POINT_LOSSES, Training
@@ -30,15 +31,25 @@ from uqbench.uq.base import KCAL_PER_MOL, Method
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+log = logging.getLogger(__name__)
+
 
 def train(
-    method: Method, training: Structures, validation: Structures, settings: Training, seed: int, folder: Path
+    method: Method,
+    training: Structures,
+    validation: Structures,
+    settings: Training,
+    seed: int,
+    folder: Path,
+    validation_batch: int | None = None,
 ) -> None:
     """Train a method and leave best.pt, last.pt and history.csv in `folder`; go on from last.pt where it exists.
 
     On one CPU process the result depends on the arguments only, however often the run was interrupted. Raises
     DataError for frames without labels, TrainingError when a loss or a gradient is not finite, KeyboardInterrupt after
     a checkpoint when asked to stop.
+
+    validation_batch: frames a time in the validation, where not as many as usual fit; checkpoints keep it.
     """
     for frames in (training, validation):
         frames.require_labels()
@@ -50,7 +61,8 @@ def train(
     alone = settings.devices == 1
     with signals.postponed() if alone else contextlib.nullcontext(bool) as must_stop:
         # Bound beforehand: Fabric walks through arguments that it is given itself, and refuses frozen dataclasses.
-        fabric.launch(functools.partial(_train, method, training, validation, settings, seed, folder, must_stop))
+        arguments = (method, training, validation, settings, seed, folder, validation_batch, must_stop)
+        fabric.launch(functools.partial(_train, *arguments))
 
 
 def _train(
@@ -60,6 +72,7 @@ def _train(
     settings: Training,
     seed: int,
     folder: Path,
+    validation_batch: int | None,
     must_stop: Callable[[], bool],
     fabric: Fabric,
 ) -> None:
@@ -85,6 +98,8 @@ def _train(
         writes=fabric.is_global_zero,
     )
     state = checkpoints.resume()
+    if state.validation_batch is None and not state.history:
+        state.validation_batch = validation_batch
     progress = Progress(settings.epochs, shown=fabric.is_global_zero)
     started = time.monotonic() - state.seconds
 
@@ -119,7 +134,7 @@ def _train(
                 raise KeyboardInterrupt
         lr = optimizer.param_groups[0]["lr"]
         row = {"epoch": state.epoch + 1, "lr": lr, **totals.means("train", method.n_models, settings, fabric)}
-        row |= validate(evaluated, valid_set, settings, fabric)
+        row |= _validate_in_memory(evaluated, valid_set, settings, fabric, state)
 
         state.epoch, state.step, state.totals = state.epoch + 1, 0, {}
         state.seconds = time.monotonic() - started
@@ -179,12 +194,35 @@ class Totals:
         }
 
 
+def default_validation_batch(settings: Training) -> int:
+    """Return how many frames a time are validated where memory does not limit them."""
+    return max(settings.batch_size, 64)
+
+
+def _validate_in_memory(
+    model: BatchLoss, graphs: GraphSet, settings: Training, fabric: Fabric, state: TrainingState
+) -> dict[str, float]:
+    """Validate in batches that fit: half as many frames a time when memory runs out, for the rest of the training."""
+    while True:
+        size = state.validation_batch or default_validation_batch(settings)
+        try:
+            return validate(model, graphs, settings, fabric, size)
+        except (RuntimeError, MemoryError) as error:
+            # Several processes would have to agree on it.
+            if not memory.exhausted(error) or min(size, len(graphs)) == 1 or settings.devices > 1:
+                raise
+            state.validation_batch = min(size, len(graphs)) // 2
+        log.warning("validating ran out of memory; going on with %d frames a time", state.validation_batch)
+
+
 @torch.no_grad()
-def validate(model: BatchLoss, graphs: GraphSet, settings: Training, fabric: Fabric) -> dict[str, float]:
-    """Return the loss and errors over all frames, shared out over the processes."""
+def validate(
+    model: BatchLoss, graphs: GraphSet, settings: Training, fabric: Fabric, batch_size: int
+) -> dict[str, float]:
+    """Return the loss and errors over all frames, `batch_size` of them at a time, shared out over the processes."""
     model.eval()
     totals = Totals()
-    for frames in torch.arange(len(graphs)).split(max(settings.batch_size, 64)):
+    for frames in torch.arange(len(graphs)).split(batch_size):
         counts = (len(frames), int(graphs.n_atoms[frames].sum()))
         share = frames[fabric.global_rank :: fabric.world_size]
         terms = model(graphs, share, counts)[1] if len(share) else torch.zeros(4, dtype=torch.float64)

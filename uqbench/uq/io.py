@@ -17,7 +17,7 @@ from uqbench.models.blocks import Initialiser
 from uqbench.models.compiled.potential import compile
 from uqbench.models.normalisation import Normalisation
 from uqbench.models.potential import Potential
-from uqbench.runs import run_dir
+from uqbench.runs import memory, run_dir
 from uqbench.runs.checkpoints import load_best
 from uqbench.runs.files import BEST, LAYER, file_sha256
 from uqbench.runs.run_dir import Run, RunDir, load_checkpoint
@@ -66,7 +66,7 @@ def build_method(cfg: DictConfig, normalisation: Normalisation) -> UQMethod:
             return config.build(cfg.uq, potential=build_potential(None, {}))
         return config.build(cfg.uq, build_potential=build_potential)
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
-        large = re.search("allocate|out of memory|overflow|too large", str(error), re.IGNORECASE)
+        large = memory.exhausted(error) or re.search("overflow|too large", str(error), re.IGNORECASE)
         if isinstance(error, RuntimeError | TypeError) and not large:
             raise
         raise ConfigError(

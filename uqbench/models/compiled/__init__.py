@@ -8,10 +8,20 @@ Whole networks (`network.cpp`) take the place of a `Potential` by `potential.com
 backbones, and so the plain potential, need this package first.
 """
 
-from uqbench.models.compiled.choice import use, using
+from uqbench.models.compiled.choice import scratch_peak, use, using
 from uqbench.models.compiled.multilinear import Wanted
 from uqbench.models.compiled.painn import painn_message, painn_mix, painn_norm
 from uqbench.models.compiled.pairs import Pairs
 from uqbench.models.compiled.schnet import schnet_message
 
-__all__ = ["Pairs", "Wanted", "painn_message", "painn_mix", "painn_norm", "schnet_message", "use", "using"]
+__all__ = [
+    "Pairs",
+    "Wanted",
+    "painn_message",
+    "painn_mix",
+    "painn_norm",
+    "schnet_message",
+    "scratch_peak",
+    "use",
+    "using",
+]

@@ -2,12 +2,17 @@
 
 #include "atomwise.hpp"
 
-#define EXPORT(NAME, T)                                                                                          \
-    extern "C" void activation_##NAME(const ActivationArguments<T>* a) { activation<T>(*a); }                    \
-    extern "C" void mix_message_##NAME(const MixArguments<T>* a) { mix_message<T>(*a); }                         \
-    extern "C" void mix_pullback_##NAME(const MixArguments<T>* a) { mix_pullback<T>(*a); }                       \
-    extern "C" void mix_second_##NAME(const MixArguments<T>* a) { mix_second<T>(*a); }                           \
-    extern "C" void norm_##NAME(const MixArguments<T>* a) { norm<T>(*a); }
+#define CALL(FUNCTION, ARGUMENTS, NAME, T)                                 \
+    extern "C" int FUNCTION##_##NAME(const ARGUMENTS<T>* a) {              \
+        return status_of([&] { FUNCTION<T>(*a); });                        \
+    }
+
+#define EXPORT(NAME, T)                                \
+    CALL(activation, ActivationArguments, NAME, T)     \
+    CALL(mix_message, MixArguments, NAME, T)           \
+    CALL(mix_pullback, MixArguments, NAME, T)          \
+    CALL(mix_second, MixArguments, NAME, T)            \
+    CALL(norm, MixArguments, NAME, T)
 
 EXPORT(float32, float)
 EXPORT(float64, double)

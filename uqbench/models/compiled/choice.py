@@ -71,6 +71,15 @@ def compiled(like: Tensor) -> ctypes.CDLL | None:
     return library()
 
 
+def scratch_peak() -> int:
+    """Return the most bytes that compiled code has taken for intermediate results since the last call."""
+    if current == "torch" or native_forms()[1]:
+        return 0
+    function = library().scratch_peak
+    function.restype = ctypes.c_int64
+    return function()
+
+
 @functools.cache
 def native_forms() -> tuple[dict[str, Form], str | None]:
     """Native bodies by the form's name, and why there are none."""

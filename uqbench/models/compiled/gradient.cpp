@@ -3,9 +3,12 @@
 #include "network_painn.hpp"
 #include "network_schnet.hpp"
 
-#define EXPORT(NAME, T)                                                                                            \
-    extern "C" void gradient_painn_##NAME(NetworkArguments<T>* a) { evaluate<Dual<T>, PainnNetwork>(*a); }           \
-    extern "C" void gradient_schnet_##NAME(NetworkArguments<T>* a) { evaluate<Dual<T>, SchnetNetwork>(*a); }
+#define CALL(NAME, T, ...) \
+    extern "C" int NAME(NetworkArguments<T>* a) { return status_of([&] { __VA_ARGS__(*a); }); }
+
+#define EXPORT(NAME, T)                                                 \
+    CALL(gradient_painn_##NAME, T, evaluate<Dual<T>, PainnNetwork>)     \
+    CALL(gradient_schnet_##NAME, T, evaluate<Dual<T>, SchnetNetwork>)
 
 EXPORT(float32, float)
 EXPORT(float64, double)

@@ -20,8 +20,10 @@ int64_t padded(int64_t channels) {
 template <typename Body>
 void pieces(int threads, int64_t count, int64_t size, Body body) {
     const int64_t n = (count + size - 1) / size;
+    Exhaustion exhaustion;
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(std::min<int64_t>(threads, n))) if (threads > 1 && n > 1)
-    for (int64_t k = 0; k < n; ++k) body(k * size, std::min(count, (k + 1) * size));
+    for (int64_t k = 0; k < n; ++k) exhaustion.within([&] { body(k * size, std::min(count, (k + 1) * size)); });
+    exhaustion.raise();
 }
 
 // A linear map: W (inner, columns) in panels of WIDTH columns, (columns / WIDTH, inner, WIDTH), with zeros beyond the

@@ -3,28 +3,24 @@
 #include "painn.hpp"
 #include "schnet.hpp"
 
-#define EXPORT(NAME, T)                                                                                    \
-    extern "C" void painn_message_##NAME(const PainnArguments<T>* a) {                                     \
-        run<T, Painn>(*a, [](auto& kernel) { kernel.message(); });                                         \
-    }                                                                                                      \
-    extern "C" void painn_pullback_##NAME(const PainnArguments<T>* a) {                                    \
-        run<T, Painn>(*a, [](auto& kernel) { kernel.pullback(); });                                        \
-    }                                                                                                      \
-    extern "C" void painn_second_##NAME(const PainnArguments<T>* a) {                                      \
-        run<T, Painn>(*a, [](auto& kernel) { kernel.second(); });                                          \
-    }                                                                                                      \
-    extern "C" void schnet_message_##NAME(const SchnetArguments<T>* a) {                                   \
-        run<T, Schnet>(*a, [](auto& kernel) { kernel.message(); });                                        \
-    }                                                                                                      \
-    extern "C" void schnet_pullback_##NAME(const SchnetArguments<T>* a) {                                  \
-        run<T, Schnet>(*a, [](auto& kernel) { kernel.pullback(); });                                       \
-    }                                                                                                      \
-    extern "C" void schnet_second_##NAME(const SchnetArguments<T>* a) {                                    \
-        run<T, Schnet>(*a, [](auto& kernel) { kernel.second(); });                                         \
+#define CALL(NAME, KERNEL, T, WHAT)                                                                  \
+    extern "C" int NAME(const KERNEL##Arguments<T>* a) {                                             \
+        return status_of([&] { run<T, KERNEL>(*a, [](auto& kernel) { kernel.WHAT(); }); });          \
     }
+
+#define EXPORT(NAME, T)                                     \
+    CALL(painn_message_##NAME, Painn, T, message)           \
+    CALL(painn_pullback_##NAME, Painn, T, pullback)         \
+    CALL(painn_second_##NAME, Painn, T, second)             \
+    CALL(schnet_message_##NAME, Schnet, T, message)         \
+    CALL(schnet_pullback_##NAME, Schnet, T, pullback)       \
+    CALL(schnet_second_##NAME, Schnet, T, second)
 
 EXPORT(float32, float)
 EXPORT(float64, double)
 
 extern "C" int width_float32() { return WIDTH<float>; }
 extern "C" int width_float64() { return WIDTH<double>; }
+
+// The most bytes of scratch memory since the last call.
+extern "C" int64_t scratch_peak() { return scratch::peak.exchange(scratch::held); }

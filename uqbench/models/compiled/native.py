@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, c_int64, c_void_p
+from ctypes import POINTER, c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -275,10 +275,16 @@ class _Job:
 
 @functools.cache
 def entry(library: ctypes.CDLL, name: str, dtype: torch.dtype, structure: type) -> ctypes._CFuncPtr:
-    """Return the C function for a dtype, which takes a pointer to `structure`."""
+    """Return the C function for a dtype, which takes a pointer to `structure`; it raises MemoryError."""
     function = getattr(library, f"{name}_{NAMES[dtype]}")
-    function.argtypes, function.restype = [POINTER(structure)], None
+    function.argtypes, function.restype, function.errcheck = [POINTER(structure)], c_int, _require_memory
     return function
+
+
+def _require_memory(status: int, *_: object) -> int:
+    if status:
+        raise MemoryError("the compiled code found no memory for its intermediate results")
+    return status
 
 
 def _functions(library: ctypes.CDLL, kind: str, structure: type) -> dict[str, dict[torch.dtype, ctypes._CFuncPtr]]:

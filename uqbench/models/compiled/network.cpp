@@ -3,11 +3,14 @@
 #include "network_painn.hpp"
 #include "network_schnet.hpp"
 
-#define EXPORT(NAME, T)                                                                                             \
-    extern "C" void network_painn_##NAME(NetworkArguments<T>* a) { evaluate<T, PainnNetwork>(*a); }                 \
-    extern "C" void network_schnet_##NAME(NetworkArguments<T>* a) { evaluate<T, SchnetNetwork>(*a); }               \
-    extern "C" void layout_painn_##NAME(NetworkArguments<T>* a) { lay_out<T, PainnWeights<T>>(*a); }                 \
-    extern "C" void layout_schnet_##NAME(NetworkArguments<T>* a) { lay_out<T, SchnetWeights<T>>(*a); }
+#define CALL(NAME, T, ...) \
+    extern "C" int NAME(NetworkArguments<T>* a) { return status_of([&] { __VA_ARGS__(*a); }); }
+
+#define EXPORT(NAME, T)                                                     \
+    CALL(network_painn_##NAME, T, evaluate<T, PainnNetwork>)                \
+    CALL(network_schnet_##NAME, T, evaluate<T, SchnetNetwork>)              \
+    CALL(layout_painn_##NAME, T, lay_out<T, PainnWeights<T>>)               \
+    CALL(layout_schnet_##NAME, T, lay_out<T, SchnetWeights<T>>)
 
 EXPORT(float32, float)
 EXPORT(float64, double)

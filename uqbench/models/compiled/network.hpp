@@ -340,8 +340,10 @@ template <typename Body>
 void each_member(int64_t members, int64_t all_threads, Body body) {
     const int threads = static_cast<int>(all_threads);
     const bool outer = threads > 1 && members >= threads;
+    Exhaustion exhaustion;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (outer)
-    for (int64_t m = 0; m < members; ++m) body(m, outer ? 1 : threads);
+    for (int64_t m = 0; m < members; ++m) exhaustion.within([&] { body(m, outer ? 1 : threads); });
+    exhaustion.raise();
 }
 
 // Energies and forces with real numbers, and with dual ones their derivatives.

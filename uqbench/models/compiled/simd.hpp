@@ -3,12 +3,27 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
 #include <vector>
+
+// Shared by all sources: the bytes that scratch memory takes, and the most that it took since `peak` was read.
+namespace scratch {
+
+inline std::atomic<int64_t> held{0}, peak{0};
+
+inline void hold(int64_t bytes) {
+    const int64_t now = held += bytes;
+    int64_t before = peak;
+    while (before < now && !peak.compare_exchange_weak(before, now)) {
+    }
+}
+
+}  // namespace scratch
 
 namespace {
 
@@ -127,6 +142,10 @@ void add_product(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_
 template <typename T>
 class Scratch {
   public:
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    ~Scratch() { scratch::held -= bytes_; }
+
     T* take(size_t count) {
         const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
         if (bytes > BLOCK / 4) return reinterpret_cast<T*>(block(bytes));
@@ -151,13 +170,48 @@ class Scratch {
     char* block(size_t bytes) {
         blocks_.emplace_back(static_cast<char*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
         if (!blocks_.back()) throw std::bad_alloc();
+        bytes_ += bytes;
+        scratch::hold(bytes);
         return blocks_.back().get();
     }
 
     std::vector<std::unique_ptr<char, Free>> blocks_;
     char* next_ = nullptr;
     size_t left_ = 0;
+    int64_t bytes_ = 0;
 };
+
+// An exception that leaves a thread of a parallel loop ends the process: it is kept until all threads are done.
+class Exhaustion {
+  public:
+    template <typename Body>
+    void within(Body body) {
+        if (exhausted_.load(std::memory_order_relaxed)) return;
+        try {
+            body();
+        } catch (const std::bad_alloc&) {
+            exhausted_ = true;
+        }
+    }
+
+    void raise() const {
+        if (exhausted_) throw std::bad_alloc();
+    }
+
+  private:
+    std::atomic<bool> exhausted_{false};
+};
+
+// What an exported function returns, as exceptions must not reach its caller: 1 where memory ran out, else 0.
+template <typename Call>
+int status_of(Call call) {
+    try {
+        call();
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
 
 // The channels of one item, of some blocks of features of all atoms, next to each other: rows of one atom in features
 // are often a multiple of 4 KiB apart, where caches fail.
@@ -204,11 +258,13 @@ template <typename T, typename Arguments, typename Item>
 void each_item(const Arguments& a, Item item) {
     const int64_t blocks = (a.channels + WIDTH<T> - 1) / WIDTH<T>;
     const int64_t items = a.members * blocks;
+    Exhaustion exhaustion;
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(std::min<int64_t>(a.threads, items))) if (a.threads > 1)
     for (int64_t n = 0; n < items; ++n) {
         const int64_t channel = n % blocks * WIDTH<T>;
-        item({n / blocks, channel, std::min<int64_t>(WIDTH<T>, a.channels - channel)});
+        exhaustion.within([&] { item({n / blocks, channel, std::min<int64_t>(WIDTH<T>, a.channels - channel)}); });
     }
+    exhaustion.raise();
 }
 
 template <typename T, template <typename> class Kernel, typename Arguments, typename Call>
