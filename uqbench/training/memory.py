@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import random
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -247,13 +247,14 @@ class Forecast:
         )
 
 
-def ample(method: UQMethod, batch_size: int, parts: Iterable[Structures], available: Available) -> bool:
+def ample(method: UQMethod, batch_size: int, parts: Sequence[Structures], available: Available) -> bool:
     """Return whether batches of some sets take so much less than is available that nothing need be measured."""
     largest = max(int(part.n_atoms.max()) for part in parts)
     atoms = sum(len(part.numbers) for part in parts)
     parameters = sum(parameter.numel() for parameter in method.parameters())
     models = max(method.n_models, parameters / 1e6)
-    return batch_size * largest * models * AMPLE + atoms * AMPLE_RESIDENT + 40 * parameters <= available.bytes
+    frames = min(batch_size, max(map(len, parts)))
+    return frames * largest * models * AMPLE + atoms * AMPLE_RESIDENT + 40 * parameters <= available.bytes
 
 
 def forecast(
