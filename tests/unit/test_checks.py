@@ -143,6 +143,19 @@ def test_an_element_that_no_training_frame_has_is_told_with_split_and_frames(tmp
         scorable(structures, {"train": np.arange(30), "test": np.array([40, 41])})
 
 
+@pytest.mark.parametrize("key", ["stress", "virial"])
+def test_stress_in_a_file_is_said_to_be_there(key, tmp_path, frames, caplog):
+    for atoms in frames[:30]:
+        if key == "stress":
+            atoms.calc.results["stress"] = np.arange(6.0)
+            atoms.set_cell([9, 9, 9])
+        else:
+            atoms.info["virial"] = np.eye(3)
+    path = saved(tmp_path, frames)
+    ase_file(path).load()
+    assert f"{path}: 30 of 40 frames have {key}, which is not used" in caplog.text
+
+
 def test_uqbench_data_says_it_all(tmp_path, frames, capsys):
     frames += [cluster(100, "Cu3Ag"), cluster(101, "Cu3Ag")]
     path = saved(tmp_path, frames)

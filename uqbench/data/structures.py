@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal, Self
@@ -18,8 +19,11 @@ from uqbench.data.geometry import repeated_geometries, with_near_images
 from uqbench.errors import DataError
 from uqbench.seeding import numpy_generator
 
+log = logging.getLogger(__name__)
+
 Splits = dict[str, NDArray[np.int64]]
 
+STRESS = {"stress", "virial", "virials"}  # keys under which files have labels that nothing is made of yet
 # Closer than any bond (H-H in H2 is 0.74 Å): two atoms on top of each other are a damaged file.
 MIN_DISTANCE = 0.3
 LARGEST = 1e9  # Å; coordinates beyond keep no distances in double precision
@@ -286,6 +290,8 @@ class Structures(Systems):
             where, needed = f"{origin}: frame {index}", labels == "all"
             energies.append(_label(atoms.info, results, energy_key, "energy", (), where, needed))
             forces.append(_label(atoms.arrays, results, force_key, "forces", atoms.positions.shape, where, needed))
+        if labels != "none":
+            _tell_of_stress(frames, origin)
         counts = [len(atoms) for atoms in frames]
         return cls.from_arrays(
             np.concatenate([atoms.numbers for atoms in frames]),
@@ -384,6 +390,15 @@ class Structures(Systems):
                 f"{self.origin}: frame {self.ids[frame]} has atoms {first} and {second} closer than {MIN_DISTANCE} Å; "
                 "check the units and remove overlapping structures"
             )
+
+
+def _tell_of_stress(frames: Sequence[Atoms], origin: str) -> None:
+    """Say how many frames have a label that nothing is made of."""
+    keys = [sorted(STRESS & {*(atoms.calc.results if atoms.calc is not None else ()), *atoms.info}) for atoms in frames]
+    found = sorted(set().union(*keys))
+    if found:
+        count = sum(map(bool, keys))
+        log.warning("%s: %d of %d frames have %s, which is not used", origin, count, len(frames), " and ".join(found))
 
 
 def _label(store, results, key, name, shape, where, needed):
