@@ -245,11 +245,16 @@ def test_intervals_of_a_summary_of_few_structures_stay_within_the_ranges():
     errors = rng.normal(size=(24, 3)) * np.sqrt(variance)[:, None]
     reference = rng.normal(size=(24, 3))
     ptr = np.arange(0, 25, 6)
-    rows = force_rows(reference, reference + errors, variance, variance, 3 * variance, ptr, **settings(bootstrap=300))
-    assert len(rows) > 30
-    for row in rows:
+    summary = force_summary(
+        reference, reference + errors, variance, variance, 3 * variance, ptr, **settings(bootstrap=300)
+    )
+    plainly_outside = []
+    for row in summary.rows():
         low, high = range_of(row["metric"])
         assert not (row["ci_low"] < low or row["ci_high"] > high), row
+        ends = interval(row["value"], summary.samples.get(row["metric"], np.empty(0)))
+        plainly_outside += [row["metric"]] if ends[0] < low or ends[1] > high else []
+    assert plainly_outside, "the example shows nothing"
 
 
 def test_equal_generators_pair_the_resamples(forces):
