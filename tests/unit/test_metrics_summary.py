@@ -242,7 +242,7 @@ def test_at_the_end_of_its_range_an_interval_reaches_to_the_value(value, samples
 def test_intervals_of_a_summary_of_few_structures_stay_within_the_ranges():
     rng = np.random.default_rng(2)
     variance = rng.uniform(0.01, 4.0, 24)
-    errors = rng.normal(size=(24, 3)) * np.sqrt(variance)[:, None]
+    errors = rng.normal(size=(24, 3)) * np.sqrt(variance)[:, None] * np.repeat([0.1, 1, 1, 8], 6)[:, None]
     reference = rng.normal(size=(24, 3))
     ptr = np.arange(0, 25, 6)
     summary = force_summary(
