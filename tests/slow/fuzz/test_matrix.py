@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 pytestmark = pytest.mark.slow
-SAMPLE = 4  # cases of each command that `make test` takes
+SAMPLE = 2  # cases of each command that `make test` takes
 EVERYTHING = "UQBENCH_FUZZ" in os.environ
 VALUES = ["null", "-1", "x", "[]", "{}", "nan", str(2**63), "'${nowhere}'", "../..", "true"]
 TINY = ["backbone.features=8", "backbone.layers=1", "training.epochs=1", "evaluation.bootstrap=4"]
