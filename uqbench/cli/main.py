@@ -126,11 +126,12 @@ def _open_streams() -> None:
 
 
 def _check_environment() -> None:
-    """Refuse a working directory that is gone, and numbers of threads at which libraries fail when imported."""
+    """Refuse a working directory that is gone, and ignore numbers of threads at which libraries fail when imported."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         value = os.environ.get(name, "")
         if value and not (value.strip().isdecimal() and int(value) > 0):
-            raise ConfigError(f"environment {name}={value}: expected a number of threads >= 1; or unset it")
+            print(f"uqbench: warning: {name}={value} is no number of threads, and is ignored", file=sys.stderr)
+            del os.environ[name]
     try:
         os.getcwd()
     except OSError as error:
