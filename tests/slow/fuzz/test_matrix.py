@@ -35,12 +35,14 @@ COMMANDS = {
 TEXTS = {"oracle.cache", "evaluation.oracle.cache", "evaluation.path"}
 
 
-def leaves(node, path=""):
+def wrong(node, below, path=""):
+    """Every key at any depth below some, with every wrong value; nothing is no wrong value for a group of keys."""
     for key, value in node.items():
         name = f"{path}.{key}".lstrip(".")
-        yield name
-        if isinstance(value, dict):
-            yield from leaves(value, name)
+        if path:
+            yield from ((name, bad) for bad in VALUES if bad != "{}" or not isinstance(value, dict))
+        if isinstance(value, dict) and (path or key in below):
+            yield from wrong(value, below, name)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +61,7 @@ def test_wrong_values_are_refused_in_a_line_or_work(name, program, trained, tmp_
     shown = program.start([*words, "--cfg", "job"], folder=str(tmp_path))
     assert shown.wait() == 0, shown.err
     tree = OmegaConf.to_container(OmegaConf.create(shown.out), resolve=False)
-    cases = [
-        (key, value) for key in leaves(tree) if key.split(".")[0] in below and key not in below for value in VALUES
-    ]
+    cases = list(wrong(tree, below))
     assert cases
     before = sorted(trained.rglob("*"))
     findings = []
