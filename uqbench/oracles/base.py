@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2  # between looks at what another process is labelling
-FIRST = 20  # geometries after which a larger number is not gone through if hardly one of them has a label
+FIRST = 20  # geometries after which a larger number is not gone through if fewer than half of them have labels
 REMEDIES = {TIMEOUT: "oracle.timeout_s", OUT_OF_MEMORY: "oracle.memory_gb"}  # by how a reason begins
 
 Compute = Callable[[Atoms], tuple[float, NDArray[np.float64]]]
@@ -265,9 +265,8 @@ class Engine(Oracle):
         return outcomes, computed
 
     def _require_some(self, asked: int, labelled: int, total: int, reason: str) -> None:
-        """Raise OracleError where of the first geometries of a larger number hardly one has a label."""
-        few = FIRST // 10
-        if FIRST <= asked <= FIRST + few and asked < total and labelled <= few and self.max_failed < 1:
+        """Raise OracleError where of the first geometries of a larger number fewer than half have a label."""
+        if FIRST <= asked < 1.5 * FIRST and asked < total and labelled < asked / 2 and self.max_failed < 0.5:
             raise OracleError(
                 f"oracle: {asked - labelled} of the first {asked} of {total} geometries have failed, like this one: "
                 f"{reason}; look at the settings of the oracle, or go on whatever happens with oracle.max_failed=1"
