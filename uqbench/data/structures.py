@@ -395,10 +395,10 @@ class Structures(Systems):
 def _tell_of_stress(frames: Sequence[Atoms], origin: str) -> None:
     """Say how many frames have a label that nothing is made of."""
     keys = [sorted(STRESS & {*(atoms.calc.results if atoms.calc is not None else ()), *atoms.info}) for atoms in frames]
-    found = sorted(set().union(*keys))
-    if found:
+    names = sorted(set().union(*keys))
+    if names:
         count = sum(map(bool, keys))
-        log.warning("%s: %d of %d frames have %s, which is not used", origin, count, len(frames), " and ".join(found))
+        log.warning("%s: %d of %d frames have %s, which is not used", origin, count, len(frames), " and ".join(names))
 
 
 def _label(store, results, key, name, shape, where, needed):
